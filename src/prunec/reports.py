@@ -1,0 +1,171 @@
+"""Reports: what a run found and did, as plain data that prints as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunec.ir.diagnostics import Diagnostic, Exit
+
+__all__ = [
+    "Check",
+    "GroupRow",
+    "InspectReport",
+    "PinRow",
+    "PruneReport",
+    "Sizes",
+    "TargetRow",
+    "WrittenFormat",
+    "plain",
+]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How big a model is. `params` counts tied ones once; `blocks` leaves out embeddings and
+    head; `flops` are for `batch` x `length` tokens; bytes are of the stored dtype."""
+
+    params: int
+    blocks: int
+    bytes: int
+    flops: int = 0
+    activation_bytes: int = 0
+    kv_cache_bytes: int = 0
+    batch: int = 1
+    length: int = 128
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One prunable or pinned axis found in parameters.
+
+    `places` are (parameter, dimension) pairs; `params_per_index` is what one index costs;
+    `kept` is None before pruning; `pinned` is the reason why the group must stay, or empty.
+    """
+
+    name: str
+    role: str
+    size: int
+    places: tuple[tuple[str, int], ...]
+    params_per_index: int = 0
+    layer: str = ""
+    kept: int | None = None
+    pinned: str = ""
+
+
+@dataclass(frozen=True)
+class PinRow:
+    """A dimension that cannot be pruned, where it is, and why."""
+
+    axis: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What `prunec inspect` shows."""
+
+    model: str
+    source: str
+    sizes: Sizes
+    groups: tuple[GroupRow, ...]
+    pinned: tuple[PinRow, ...]
+    unknown_ops: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[Diagnostic, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return document(self)
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """What was asked, what it came to, and whether that is within the target."""
+
+    text: str
+    dense: float
+    limit: float
+    left: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verification: the largest relative difference seen and the most allowed."""
+
+    name: str
+    difference: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.allowed
+
+
+@dataclass(frozen=True)
+class WrittenFormat:
+    """A format in OUT: its folder or file relative to OUT, and its bytes on disk."""
+
+    name: str
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prunec prune` did, or would do with `--dry-run`."""
+
+    model: str
+    out: str | None
+    method: str
+    restore: str
+    calibration: str
+    layout: str
+    dense: Sizes
+    pruned: Sizes
+    targets: tuple[TargetRow, ...]
+    groups: tuple[GroupRow, ...]
+    pinned: tuple[PinRow, ...] = ()
+    formats: tuple[WrittenFormat, ...] = ()
+    checks: tuple[Check, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[Diagnostic, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> Exit:
+        """Done, or not met when a target or a verification was missed."""
+        met = all(t.met for t in self.targets) and all(c.passed for c in self.checks)
+        return Exit.DONE if met else Exit.NOT_MET
+
+    def to_json(self) -> dict[str, Any]:
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {**document(self), "checks": checks, "exit_code": int(self.exit_code)}
+
+
+def document(report: Any) -> dict[str, Any]:
+    """A report as JSON values, warnings in their own form."""
+    found = plain(asdict(report))
+    assert isinstance(found, dict)
+    return {**found, "warnings": [warning.to_json() for warning in report.warnings]}
+
+
+def plain(value: Any) -> Any:
+    """Nested tuples, paths, arrays and numbers as JSON values; not-a-number as null."""
+    match value:
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case float():
+            return value if abs(value) < float("inf") else None
+        case Path():
+            return str(value)
+        case bool() | int() | str() | None:
+            return value
+        case _ if hasattr(value, "tolist"):
+            return plain(value.tolist())
+    raise TypeError(f"a report cannot hold {type(value).__name__}")
