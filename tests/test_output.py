@@ -1,0 +1,266 @@
+"""Output folders: absent, as they were, or whole; and plan files that are what they claim."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prunec.ir.diagnostics import Exit, PrunecError
+from prunec.output import check_output, staged
+from prunec.planfile import check_plan, read_plan, write_plan
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def write_half(out: Path, error: type[BaseException], overwrite: bool = False) -> None:
+    with staged(out, overwrite=overwrite) as stage:
+        (stage / "file").write_text("half")
+        raise error
+
+
+def test_out_appears_when_the_block_ends(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with staged(out) as stage:
+        (stage / "hf").mkdir()
+        (stage / "hf" / "config.json").write_text("{}")
+        assert not out.exists()
+    assert listing(tmp_path) == ["out", "out/hf", "out/hf/config.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
+def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(error):
+        write_half(tmp_path / "a" / "b" / "out", error)
+    assert listing(tmp_path) == ["mine.txt"]
+
+
+def test_existing_out_is_refused_before_any_work(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(PrunecError, match="exists") as caught, staged(out):
+        pytest.fail("the block must not run")
+    assert caught.value.exit_code is Exit.USAGE
+    assert listing(tmp_path) == ["out"]
+
+
+def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    with staged(out, overwrite=True) as stage:
+        (stage / "new").write_text("new")
+        assert (out / "old").exists()
+    assert listing(tmp_path) == ["out", "out/new"]
+
+
+def test_a_failed_overwrite_leaves_the_old_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    with pytest.raises(MemoryError):
+        write_half(out, MemoryError, overwrite=True)
+    assert listing(tmp_path) == ["out", "out/old"]
+
+
+def test_out_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(PrunecError, match="exists"))
+        stack.enter_context(staged(out))
+        out.mkdir()
+        (out / "theirs").write_text("theirs")
+    assert listing(tmp_path) == ["out", "out/theirs"]
+
+
+def test_a_file_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(PrunecError, match="is a file"):
+        check_output(tmp_path / "out", overwrite=True)
+    with pytest.raises(PrunecError, match="which is a file"):
+        check_output(tmp_path / "out" / "below", overwrite=True)
+
+
+@pytest.mark.parametrize("out", ["model", ".", "model/.."])
+def test_the_source_is_never_replaced(tmp_path: Path, out: str) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    with pytest.raises(PrunecError, match="must stay") as caught:
+        check_output(tmp_path / out, overwrite=True, sources=[model])
+    assert caught.value.exit_code is Exit.USAGE
+
+
+def test_the_working_folder_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(PrunecError, match="must stay"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with staged(tmp_path / "link", overwrite=True) as stage:
+        (stage / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert listing(tmp_path / "real") == ["new"]
+
+
+def test_two_runs_with_one_out(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with staged(out) as stage:
+        with pytest.raises(PrunecError, match="another run") as caught, staged(out):
+            pytest.fail("the block must not run")
+        assert caught.value.exit_code is Exit.USAGE
+        assert stage.exists()
+    assert listing(tmp_path) == ["out"]
+
+
+HOLD = """
+    import pathlib, sys, time
+    from prunec.output import staged
+    with staged(pathlib.Path(sys.argv[1])) as stage:
+        (stage / "half").write_text("half")
+        print("in", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_run_that_was_killed_is_swept_up(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "in\n"
+        with pytest.raises(PrunecError, match="another run"), staged(out):
+            pytest.fail("the block must not run")
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert len(listing(tmp_path)) == 3  # its folder, its file and the lock
+    with staged(out) as stage:
+        (stage / "whole").write_text("whole")
+    assert listing(tmp_path) == ["out", "out/whole"]
+
+
+def test_a_run_that_died_between_the_renames_is_mended(tmp_path: Path) -> None:
+    aside = tmp_path / ".out.prunec-old"
+    aside.mkdir()
+    (aside / "old").write_text("old")
+    with pytest.raises(PrunecError, match="exists"), staged(tmp_path / "out"):
+        pytest.fail("the block must not run")
+    assert listing(tmp_path) == ["out", "out/old"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PrunecError, match="may not be written"):
+        check_output(tmp_path / "out", overwrite=False)
+    tmp_path.chmod(0o700)
+
+
+def test_waiting_for_nobody_is_quick(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with staged(tmp_path / "out"):
+        pass
+    assert time.monotonic() - start < 1
+
+
+SHAPES = {"a.weight": (4, 6), "b.weight": (6,)}
+PLAN: dict[str, Any] = {
+    "parameters": {"a.weight": {"0": [0, 2], "1": [5]}},
+    "shapes": {"a.weight": [4, 6]},
+    "groups": [{"name": "ffn", "keep": [0, 2]}],
+    "pinned": [{"axis": "x", "where": "input 0", "reason": "graph input"}],
+}
+
+
+def test_a_plan_survives_writing(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_plan({**PLAN, "parameters": {"a.weight": {"0": np.array([0, 2]), "1": [5]}}}, path)
+    assert read_plan(path, SHAPES) == {"version": 1, **PLAN}
+    assert '    "a.weight": {"0": [0, 2], "1": [5]}' in path.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"parameters": {}}, "P131", "touches no parameter"),
+        ({"parameters": []}, "P131", "no object"),
+        ({"version": 99}, "P131", "version 99"),
+        ({"groups": {}}, "P131", "groups"),
+        ({"pinned": [1]}, "P131", "pinned"),
+        ({"shapes": {"a.weight": 4}}, "P131", "shapes"),
+        ({"parameters": {"a.weight": [0]}}, "P132", "not an object"),
+        ({"parameters": {"a.weight": {"x": [0]}}}, "P132", "not a dimension"),
+        ({"parameters": {"a.weight": {"0": 3}}}, "P132", "not a list"),
+        ({"parameters": {"a.weight": {"0": [True]}}}, "P132", "not a list"),
+        ({"parameters": {"a.weight": {"0": [-1, 2]}}}, "P132", "not a list"),
+        ({"parameters": {"a.weight": {"0": []}}}, "P132", "keeps nothing"),
+        ({"parameters": {"a.weight": {"0": [2, 1]}}}, "P132", "comes after 2"),
+        ({"parameters": {"a.weight": {"0": [2, 2]}}}, "P132", "twice"),
+        ({"parameters": {"a.weight": {"0": [0, 4]}}}, "P133", "out of range"),
+        ({"parameters": {"a.weight": {"2": [0]}}}, "P133", "no dimension 2"),
+        ({"parameters": {"c.weight": {"0": [0]}}}, "P134", "another model"),
+        ({"shapes": {"a.weight": [8, 6]}}, "P134", "another model"),
+    ],
+)
+def test_plans_that_do_not_fit(
+    tmp_path: Path, change: dict[str, Any], code: str, says: str
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**PLAN, **change}))
+    with pytest.raises(PrunecError) as caught:
+        read_plan(path, SHAPES)
+    assert [d.code for d in caught.value.diagnostics] == [code]
+    assert says in caught.value.diagnostics[0].message
+    assert caught.value.diagnostics[0].where == str(path)
+    assert caught.value.exit_code is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"parameters": {"a": {}, "a": {}}}', "'a' is there twice"),
+        ("\xff", "not JSON"),
+    ],
+)
+def test_files_that_are_no_plan(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(PrunecError, match="P130") as caught:
+        read_plan(path)
+    assert says in str(caught.value)
+
+
+def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PrunecError, match="does not exist"):
+        read_plan(tmp_path / "plan.json")
+    with pytest.raises(PrunecError, match="cannot be read"):
+        read_plan(tmp_path)
+
+
+def test_many_mistakes_are_cut_short() -> None:
+    shapes = {f"p{i}": (1,) for i in range(100)}
+    plan = {"parameters": {name: {"0": [5]} for name in shapes}}
+    problems = list(check_plan(plan, shapes))
+    assert len(problems) == 9
+    assert problems[-1].message == "and 92 more mistakes of this kind"

@@ -1,0 +1,100 @@
+"""Targets: what parses, what it means, and what each mistake says."""
+
+from __future__ import annotations
+
+import pytest
+
+from prunec.ir.diagnostics import Exit, PrunecError
+from prunec.target import METRICS, SUPPORTED, parse_target, parse_targets
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "unit", "value"),
+    [
+        ("params=75%", "params", "fraction", 0.75),
+        ("blocks=60%", "blocks", "fraction", 0.60),
+        ("flops=70 %", "flops", "fraction", 0.70),
+        ("params=113.3M", "params", "count", 113.3e6),
+        ("params=1.2b", "params", "count", 1.2e9),
+        ("PARAMS = 12.5%", "params", "fraction", 0.125),
+        ("blocks=1e2k", "blocks", "count", 1e5),
+    ],
+)
+def test_what_parses(text: str, metric: str, unit: str, value: float) -> None:
+    target = parse_target(text)
+    assert (target.metric, target.unit) == (metric, unit)
+    assert target.value == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("params=0%", "P102", "leave nothing"),
+        ("params=100%", "P105", "nothing to do"),
+        ("params=150%", "P102", "more than the whole"),
+        ("banana", "P101", "METRIC=VALUE"),
+        ("banana=3%", "P101", "unknown metric 'banana'"),
+        ("params=banana", "P101", "not a quantity"),
+        ("params=", "P101", "not a quantity"),
+        ("params=-5%", "P102", "negative"),
+        ("params=nan%", "P101", "not a quantity"),
+        ("params=1_0%", "P101", "not a quantity"),
+        ("params=75", "P101", "no unit"),
+        ("params=2GB", "P101", "params has no unit 'GB'"),
+        ("flops=3G", "P101", "flops has no unit 'G'"),
+        ("", "P101", "METRIC=VALUE"),
+    ],
+)
+def test_mistakes(text: str, code: str, says: str) -> None:
+    with pytest.raises(PrunecError) as caught:
+        parse_target(text)
+    (problem,) = caught.value.diagnostics
+    assert problem.code == code
+    assert says in problem.message
+    assert "--target" in problem.help or "for example" in problem.help
+    assert caught.value.exit_code is Exit.USAGE
+
+
+@pytest.mark.parametrize("text", ["memory=2GB", "memory=512MiB", "latency=80ms", "speedup=1.5x"])
+def test_metrics_to_come_are_understood_and_refused(text: str) -> None:
+    with pytest.raises(PrunecError) as caught:
+        parse_target(text)
+    (problem,) = caught.value.diagnostics
+    assert problem.code == "P103"
+    assert "yet" in problem.message
+
+
+def test_a_metric_to_come_is_still_checked() -> None:
+    with pytest.raises(PrunecError, match="P101"):
+        parse_target("latency=2GB")
+    with pytest.raises(PrunecError, match="P105"):
+        parse_target("speedup=0.5x")
+
+
+def test_every_mistake_is_reported_at_once() -> None:
+    with pytest.raises(PrunecError) as caught:
+        parse_targets(["params=0%", "blocks=60%", "banana", "blocks=50%"])
+    assert [d.code for d in caught.value.diagnostics] == ["P102", "P101", "P104"]
+
+
+def test_limits() -> None:
+    assert parse_target("params=75%").limit(200.0) == 150.0
+    assert parse_target("params=1.5k").limit(9999.0) == 1500.0
+
+
+def test_met_within_half_a_percent() -> None:
+    target = parse_target("params=50%")
+    assert target.met(1000, 500)
+    assert target.met(1000, 502)
+    assert not target.met(1000, 503)
+
+
+def test_a_count_that_the_model_is_within_already() -> None:
+    with pytest.raises(PrunecError, match="nothing to do") as caught:
+        parse_target("params=2M").demand(1_000_000)
+    assert caught.value.exit_code is Exit.USAGE
+    assert parse_target("params=0.5M").demand(1_000_000) == 500_000
+
+
+def test_supported_metrics_are_metrics() -> None:
+    assert set(SUPPORTED) <= set(METRICS)
