@@ -1,11 +1,11 @@
 """Read a graph from its text form; `prunec.ir.text` describes the syntax.
 
-    graph     := "graph" word "(" [word "=" int {"," ...}] ")" "{" statement* "}"
-    statement := "input" name ":" type
-               | word name ":" type ["alias" name {"," name}]             a parameter
-               | [name {"," name} "="] word "(" [arguments] ")" [":" type {"," type}]
-                 ["pointwise"] ["loc" "(" string "," string ")"]          an operation
-               | "output" word "=" name
+graph     := "graph" word "(" [word "=" int {"," ...}] ")" "{" statement* "}"
+statement := "input" name ":" type
+           | word name ":" type ["alias" name {"," name}]             a parameter
+           | [name {"," name} "="] word "(" [arguments] ")" [":" type {"," type}]
+             ["pointwise"] ["loc" "(" string "," string ")"]          an operation
+           | "output" word "=" name
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prunec.ir.axes import Atom, Axis, Product, Sum, size
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Arg, Attr, Dim, Graph, Loc, Op, Parameter, Ref, TensorType, Value
 
-__all__ = ["parse"]
+__all__ = ["UNIT", "parse"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,8 @@ CONSTANTS: dict[str, Arg] = {
     "inf": math.inf,
     "nan": math.nan,
 }
-UNIT = Product(())
+UNIT = Atom("1", 1)
+"""The axis of a dimension of size 1, which broadcasts and is never unified; written `1`."""
 END = "end of text"
 
 
@@ -319,7 +320,7 @@ class Parser:
             return TensorType(dtype, shape, tuple(self.until("]", self.axis)))
         if all(axis is None for _, axis in dims):
             return TensorType(dtype, shape)
-        if any(axis is None and dim != 1 for dim, axis in dims):
+        if any(axis is None and dim != UNIT.size for dim, axis in dims):
             self.stop("some dimensions have an axis and some, of a size other than 1, none", start)
         return TensorType(dtype, shape, tuple(UNIT if a is None else a for _, a in dims))
 
@@ -344,6 +345,9 @@ class Parser:
             return Product(tuple(self.until(")", self.axis, separator="")))
         if self.accept("{"):
             return Sum(tuple(self.until("}", self.axis, separator="+")))
+        if self.token.text == "1":
+            self.at += 1
+            return UNIT
         name = self.word("an axis")
         self.expect(":")
         return Atom(name, self.integer("the axis's size"))

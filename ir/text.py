@@ -12,8 +12,7 @@
 
 A dimension is a size (`48`), a symbol or a multiple of one (`s0`, `2*s1`), any other symbolic
 size in quotes (`"s0 + 1"`), or an axis: atom `kv:3`, product `(kv:3 d:64)`, sum
-`{a:32 + b:32}`. `s0=batch:5` gives both where the axis does not imply the size. In a
-bracket that has axes a plain `1` is a unit axis.
+`{a:32 + b:32}`, unit `1`. `s0=batch:5` gives both where the axis does not imply the size.
 
 Arguments are values (`%x`, `@w`), numbers (`inf` and `nan` too), `"text"`, `true`, `false`,
 `none`, lists `[1, 2]` and attributes `dtype<f32>`. A name with unusual characters is quoted,
@@ -27,16 +26,25 @@ import re
 from collections.abc import Iterable
 
 from prunec.ir.axes import Atom, Axis, Product, Sum, size
-from prunec.ir.graph import Arg, Attr, Dim, Graph, Loc, Op, Parameter, Ref, TensorType
-from prunec.ir.parser import parse
+from prunec.ir.graph import Arg, Attr, Dim, Graph, Loc, Op, Parameter, Ref, TensorType, Value
+from prunec.ir.parser import UNIT, parse
 
-__all__ = ["parse", "print_arg", "print_axis", "print_graph", "print_op", "print_type"]
+__all__ = [
+    "parse",
+    "print_arg",
+    "print_axis",
+    "print_dim",
+    "print_graph",
+    "print_op",
+    "print_parameter",
+    "print_type",
+    "print_value",
+]
 
 WORD = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 NAME = re.compile(r"[\w./]+", re.ASCII)
 DIM = re.compile(r"(\d+\*)?[A-Za-z_]\w*", re.ASCII)
 KEYWORDS = frozenset({"alias", "axes", "loc", "pointwise"})
-UNIT = Product(())
 INDENT = "  "
 
 
@@ -45,7 +53,7 @@ def print_graph(graph: Graph, *, locations: bool = True) -> str:
     in the model's source each operation comes from."""
     symbols = ", ".join(f"{word(name)}={value}" for name, value in graph.symbols.items())
     lines = [
-        *(f"input {reference(v.name)} : {print_type(v.type)}" for v in graph.inputs),
+        *map(print_value, graph.inputs),
         *(print_parameter(p) for p in graph.parameters.values()),
         *(print_op(op, locations=locations) for op in graph.ops),
         *(f"output {word(name)} = {reference(value)}" for name, value in graph.outputs),
@@ -54,7 +62,13 @@ def print_graph(graph: Graph, *, locations: bool = True) -> str:
     return f"graph {word(graph.name)}({symbols}) {{\n{body}}}\n"
 
 
+def print_value(value: Value) -> str:
+    """A graph input on one line."""
+    return f"input {reference(value.name)} : {print_type(value.type)}"
+
+
 def print_parameter(parameter: Parameter) -> str:
+    """A parameter on one line."""
     text = f"{word(parameter.kind)} {reference(parameter.ref)} : {print_type(parameter.type)}"
     if not parameter.aliases:
         return text
@@ -110,11 +124,10 @@ def print_type(type_: TensorType) -> str:
 
 
 def typed_dims(type_: TensorType) -> Iterable[str]:
-    plain_units = any(axis != UNIT for axis in type_.axes)
+    # `[1, 1]` would read as a type without axes, so one of them is spelt out
+    bare = any(axis != UNIT for axis in type_.axes)
     for dim, axis in zip(type_.shape, type_.axes, strict=True):
-        if dim == 1 and axis == UNIT and plain_units:
-            yield "1"
-        elif dim == size(axis):
+        if dim == size(axis) and (bare or axis != UNIT):
             yield print_axis(axis)
         else:
             yield f"{print_dim(dim)}={print_axis(axis)}"
@@ -128,6 +141,8 @@ def print_dim(dim: Dim) -> str:
 
 def print_axis(axis: Axis) -> str:
     match axis:
+        case Atom() if axis == UNIT:
+            return "1"
         case Atom(name, extent):
             return f"{word(name)}:{extent}"
         case Product(factors):
