@@ -1,0 +1,184 @@
+"""Trace a PyTorch module into the IR with torch.export, on shapes alone.
+
+No weight is ever read: every parameter and buffer is replaced by a fake tensor while tracing,
+so a module may live on the meta device or hold real weights. The graph is the raw
+(pre-decomposition) aten graph: `linear`, `layer_norm` and attention are still whole.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from prunec.frontends.torch_fake import fake_inputs, fake_mode, faked
+from prunec.frontends.torch_import import Imported, import_program
+from prunec.ir.diagnostics import Diagnostic, fail
+from prunec.ir.graph import Graph
+
+__all__ = ["Dynamic", "Traced", "trace"]
+
+Dynamic = Mapping[str, Mapping[int, str]]
+"""Which dimensions of which inputs vary, and what they are called."""
+
+_SMALLEST_PRIME = 5
+_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced module.
+
+    `constants` holds the values of the parameters of kind `constant`, by name; `warnings` says
+    which dimensions the model fixed although they were asked to vary.
+    """
+
+    graph: Graph
+    module: nn.Module
+    constants: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    warnings: tuple[Diagnostic, ...] = ()
+
+
+def trace(
+    module: nn.Module,
+    example: Mapping[str, Any],
+    *,
+    dynamic: Dynamic | None = None,
+    name: str = "main",
+) -> Traced:
+    """Export `module(**example)` in evaluation mode and import the graph.
+
+    Only shapes and dtypes of `example` are used. A dimension named in `dynamic` is traced at a
+    prime size that divides no static size of the model, and dimensions of one name share one
+    symbol; the size it has in `example` is ignored. Raises PrunecError when the exporter cannot
+    trace the module.
+    """
+    dynamic = dynamic or {}
+    static = _static_sizes(module, example, dynamic)
+    for _ in range(_ATTEMPTS):
+        sizes = _prime_sizes(dynamic, static)
+        imported = _export(module, _resized(example, dynamic, sizes), dynamic, sizes, name)
+        met = imported.static_sizes
+        if not any(_divides(prime, met) for prime in sizes.values()):
+            break
+        static |= met
+    return Traced(imported.graph, module, imported.constants, imported.warnings)
+
+
+def _export(
+    module: nn.Module,
+    example: Mapping[str, Any],
+    dynamic: Dynamic,
+    sizes: Mapping[str, int],
+    name: str,
+) -> Imported:
+    shapes = _dynamic_shapes(module, example, dynamic)
+    mode = fake_mode()
+    with faked(module, mode), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        inputs = fake_inputs(example, mode)
+        try:
+            program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # the exporter raises many unrelated types
+            raise _not_exportable(module, error) from error
+    return import_program(program, module, name=name, dynamic=dynamic, sizes=sizes)
+
+
+def _dynamic_shapes(
+    module: nn.Module, example: Mapping[str, Any], dynamic: Dynamic
+) -> dict[str, Any]:
+    """The dynamic dimensions as the exporter wants them: keyed by argument of `forward`."""
+    accepted = inspect.signature(module.forward).parameters
+    shapes: dict[str, Any] = {}
+    for key, value in example.items():
+        dims = dynamic.get(key, {}) if isinstance(value, torch.Tensor) else None
+        wanted = dims if dims is None else dict.fromkeys(dims, torch.export.Dim.AUTO)
+        if key in accepted:
+            shapes[key] = wanted
+            continue
+        rest = next((n for n, p in accepted.items() if p.kind is p.VAR_KEYWORD), None)
+        if rest is None:
+            raise fail(
+                "P105",
+                f"{type(module).__name__} takes no input called {key}",
+                help=f"its inputs are {', '.join(accepted)}",
+            )
+        shapes.setdefault(rest, {})[key] = wanted
+    return shapes
+
+
+def _not_exportable(module: nn.Module, error: Exception) -> Exception:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    places = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
+    message = lines[0] if lines else type(error).__name__
+    if not places:
+        places = _own_frames(error)
+    return fail(
+        "P101",
+        f"torch.export cannot trace {type(module).__name__}: {message}",
+        where=places[-1] if places else type(module).__name__,
+        help="make the forward pass independent of tensor values, or trace an inner module",
+    )
+
+
+def _own_frames(error: Exception) -> list[str]:
+    """Where the traceback passes through code that is neither torch's nor ours."""
+    found = []
+    frame = error.__traceback__
+    while frame is not None:
+        path = frame.tb_frame.f_code.co_filename
+        if "/torch/" not in path and path != __file__:
+            found.append(f"{path}:{frame.tb_lineno}")
+        frame = frame.tb_next
+    return found
+
+
+def _static_sizes(module: nn.Module, example: Mapping[str, Any], dynamic: Dynamic) -> set[int]:
+    stored = [*module.parameters(), *module.buffers()]
+    sizes = {dim for tensor in stored for dim in tensor.shape}
+    for key, value in example.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        sizes |= {n for i, n in enumerate(value.shape) if i not in dynamic.get(key, {})}
+    return sizes
+
+
+def _prime_sizes(dynamic: Dynamic, static: set[int]) -> dict[str, int]:
+    """An example size for each name: distinct primes, none of which divides a static size."""
+    names = dict.fromkeys(name for dims in dynamic.values() for name in dims.values())
+    free = (prime for prime in _primes() if not _divides(prime, static))
+    return {name: next(free) for name in names}
+
+
+def _primes() -> Iterator[int]:
+    for n in count(_SMALLEST_PRIME):
+        if all(n % d for d in range(2, int(n**0.5) + 1)):
+            yield n
+
+
+def _divides(prime: int, sizes: set[int]) -> bool:
+    table = np.fromiter((s for s in sizes if s > 0), dtype=np.int64)
+    return bool((table % prime == 0).any())
+
+
+def _resized(
+    example: Mapping[str, Any], dynamic: Dynamic, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """The example with every dynamic dimension at its prime size, on the meta device."""
+    found: dict[str, Any] = {}
+    for key, value in example.items():
+        if not isinstance(value, torch.Tensor):
+            found[key] = value
+            continue
+        shape = list(value.shape)
+        for dim, axis in dynamic.get(key, {}).items():
+            shape[dim] = sizes[axis]
+        found[key] = torch.empty(shape, dtype=value.dtype, device="meta")
+    return found

@@ -1,0 +1,140 @@
+"""Trace any transformers model: example inputs from its signature and configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunec.frontends.torch import Dynamic, Traced, trace
+from prunec.ir.diagnostics import fail
+
+__all__ = ["example_inputs", "trace_hf"]
+
+BATCH, SEQUENCE, DECODER_SEQUENCE = "batch", "sequence", "decoder_sequence"
+
+
+def trace_hf(model: Any, *, extra_inputs: tuple[str, ...] = (), name: str | None = None) -> Traced:
+    """Trace a `PreTrainedModel`, on the meta device or not, without a cache.
+
+    Text models take `input_ids` and `attention_mask` of shape (batch, sequence), encoder-decoders
+    also `decoder_input_ids`; vision models take `pixel_values` (batch, channels, height, width)
+    of the configured size. `extra_inputs` adds further text inputs of the same shape, such as
+    `token_type_ids`. The model is left as it was found.
+    """
+    example, dynamic = example_inputs(model, extra_inputs)
+    with _plain_outputs(model.config), _batched_experts(model):
+        return trace(model, example, dynamic=dynamic, name=name or type(model).__name__)
+
+
+def example_inputs(
+    model: Any, extra_inputs: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], Dynamic]:
+    """Example inputs on the meta device, and the names of their dynamic dimensions."""
+    main = str(model.main_input_name)
+    accepted = inspect.signature(model.forward).parameters
+    text = {0: BATCH, 1: SEQUENCE}
+    example: dict[str, Any] = {}
+    dynamic: dict[str, Mapping[int, str]] = {}
+
+    def add(name: str, shape: tuple[int, ...], dims: Mapping[int, str], dtype: torch.dtype) -> None:
+        example[name] = torch.empty(shape, dtype=dtype, device="meta")
+        dynamic[name] = dims
+
+    if main == "input_ids":
+        wanted = (main, "attention_mask", *extra_inputs)
+        for name in (n for n in wanted if n in accepted):
+            add(name, (2, 4), text, torch.int64)
+    elif main in _SENSES:
+        shape, dims = _SENSES[main](model.config)
+        add(main, shape, dims, model.dtype)
+    else:
+        raise fail(
+            "P105",
+            f"no example input is known for {main}",
+            where=type(model).__name__,
+            help="use the Python API: trace(module, example inputs)",
+        )
+    if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
+        dims = {0: BATCH, 1: DECODER_SEQUENCE}
+        add("decoder_input_ids", (2, 4), dims, torch.int64)
+    return example, dynamic
+
+
+def _pixels(config: Any) -> tuple[tuple[int, ...], Mapping[int, str]]:
+    config = _holder(config, "num_channels")
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return (2, getattr(config, "num_channels", 3), height, width), {0: BATCH}
+
+
+def _mel(config: Any) -> tuple[tuple[int, ...], Mapping[int, str]]:
+    frames = 2 * getattr(config, "max_source_positions", 128)
+    return (2, getattr(config, "num_mel_bins", 80), frames), {0: BATCH}
+
+
+def _wave(config: Any) -> tuple[tuple[int, ...], Mapping[int, str]]:
+    return (2, 16000), {0: BATCH}
+
+
+# Main input of models that do not read text -> shape and dynamic dimensions.
+_SENSES = {"pixel_values": _pixels, "input_features": _mel, "input_values": _wave}
+
+
+def _holder(config: Any, field: str) -> Any:
+    """The configuration, or the first nested one, that has the field."""
+    return next((c for c in _configs(config) if hasattr(c, field)), config)
+
+
+def _configs(config: Any) -> Iterator[Any]:
+    yield config
+    for value in vars(config).values():
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            yield from _configs(value)
+
+
+# What every configuration says while tracing: named outputs, and none but the plain ones.
+_SETTINGS = {
+    "use_cache": False,
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+
+
+@contextmanager
+def _plain_outputs(config: Any) -> Iterator[None]:
+    """Within the block no configuration asks for a cache of keys and values."""
+    saved = [
+        (c, field, vars(c)[field])
+        for c in _configs(config)
+        for field in _SETTINGS
+        if field in vars(c)
+    ]
+    try:
+        for c, field, _ in saved:
+            setattr(c, field, _SETTINGS[field])
+        yield
+    finally:
+        for c, field, value in saved:
+            setattr(c, field, value)
+
+
+@contextmanager
+def _batched_experts(model: nn.Module) -> Iterator[None]:
+    """Within the block experts run as batched matrix products, which have static shapes."""
+    change = getattr(model, "set_experts_implementation", None)
+    config = getattr(model, "config", None)
+    before = getattr(config, "_experts_implementation", None)
+    if change is None or not getattr(model, "_can_set_experts_implementation", lambda: False)():
+        yield
+        return
+    change("batched_mm")
+    try:
+        yield
+    finally:
+        change(before if before is not None else "eager")
