@@ -134,12 +134,9 @@ def _convert_gemma3(_: Path, target: Path) -> None:
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Dequantize to float32 and save as safetensors, with the tokenizer."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     import torch
-    import transformers.utils.logging as transformers_logging
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    transformers_logging.disable_progress_bar()
 
     where, name = str(gguf.parent), gguf.name
     model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
