@@ -7,10 +7,10 @@
     what the last pass is expected to give
 
 A file holds one case or more; each starts at its `# RUN:` line. The passes of a case are
-separated by a comma and a space and run in order; options follow the name. A pass takes a graph and its
-options and gives a graph for the next one, or the text to compare; a graph that comes last is
-printed. A PrunecError counts as its rendered diagnostics. Lines in its messages count from the
-`# RUN:` line, so that they do not move when another case does.
+separated by a comma and a space and run in order; options follow the name. A pass takes a graph
+and its options and gives a graph for the next one, or the text to compare; a graph that comes
+last is printed. A PrunecError counts as its rendered diagnostics. Lines in its messages count
+from the `# RUN:` line, so that they do not move when another case does.
 
 `pytest tests/ir --update-ir` rewrites the expectations.
 """
