@@ -1,1 +1,1 @@
-"""TODO."""
+"""Op signatures, one table a dialect."""

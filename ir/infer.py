@@ -1,0 +1,371 @@
+"""Infer the axes of every value: one pass over the program, one rule an operation.
+
+Rules state equalities on a shared `Axes` store, so information flows in both directions and one
+pass suffices. An operation without a rule pins what it touches. Rules also say which literals
+follow from the types (sizes in a view, bounds of a slice), so that a rewrite can re-derive them.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from prunec.ir.axes import Axis
+from prunec.ir.graph import Arg, Dim, Graph, Op, Ref, TensorType
+from prunec.ir.signature import ELLIPSIS, Pattern, Signature, parse_signature
+from prunec.ir.unify import Axes, AxisId
+
+__all__ = ["Contraction", "Dialect", "Rule", "Typing", "dim_size", "infer"]
+
+Dims = list[AxisId]
+Path = tuple[int | str, ...]
+"""Where in an operation a literal stands: argument position or keyword, then list positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """Where an axis is summed over, kept for roles, consumers and costs.
+
+    `operands` are the values; `contracted`, `batch` and `free` hold, for each label, its axis and
+    the (operand, dimension) places where it stands. All labels together span the FLOPs.
+    """
+
+    op: int
+    operands: tuple[str, ...]
+    contracted: tuple[tuple[AxisId, tuple[tuple[int, int], ...]], ...]
+    batch: tuple[tuple[AxisId, tuple[tuple[int, int], ...]], ...]
+    free: tuple[tuple[AxisId, tuple[tuple[int, int], ...]], ...]
+
+
+@dataclass
+class Typing:
+    """The result of inference, and the interface that rules use."""
+
+    graph: Graph
+    dialect: Dialect
+    axes: Axes = field(default_factory=Axes)
+    dims: dict[str, Dims] = field(default_factory=dict)
+    literals: dict[tuple[int, Path], tuple[AxisId, ...]] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
+    normed: dict[int, list[AxisId]] = field(default_factory=dict)
+    without_rule: dict[str, int] = field(default_factory=dict)
+    _index: int = 0
+    _symbols: dict[str, AxisId] = field(default_factory=dict)
+
+    # -- values -------------------------------------------------------------------------
+
+    def of(self, arg: Arg) -> Dims:
+        """The axes of an operand."""
+        assert isinstance(arg, Ref), arg
+        return self.dims[arg.name]
+
+    def fresh(self, shape: Sequence[Dim], reason: str = "") -> Dims:
+        """New axes for a shape; run-time sizes are pinned, and so is all with a `reason`."""
+        found = []
+        for dim in shape:
+            axis = self.axes.atom(dim_size(dim, self.graph.symbols))
+            if isinstance(dim, str):
+                self.axes.pin(axis, "its size is known at run time only")
+            if reason:
+                self.axes.pin(axis, reason)
+            found.append(axis)
+        return found
+
+    def unify(self, a: Sequence[AxisId], b: Sequence[AxisId]) -> Dims:
+        """Unify two lists of dimensions, aligned from the right with broadcasting."""
+        if len(a) < len(b):
+            a, b = b, a
+        result = list(a)
+        for i in range(1, len(b) + 1):
+            x, y = a[-i], b[-i]
+            if self.axes.size(x) == 1:
+                result[-i] = y
+            else:
+                self.axes.unify(x, y)
+        return result
+
+    def pin(self, dims: Sequence[AxisId], reason: str) -> None:
+        for axis in dims:
+            self.axes.pin(axis, reason)
+
+    def norm(self, axis: AxisId) -> None:
+        """A statistic is taken over the axis: masking must mask the statistic too."""
+        self.axes.mark(axis, "norm", "a statistic is taken over it")
+        self.normed.setdefault(self._index, []).append(axis)
+
+    def literal(self, path: Path, *axes: AxisId) -> None:
+        """The literal at `path` of the current operation is the sum of the axes' sizes."""
+        self.literals[self._index, path] = axes
+
+    # -- signatures ---------------------------------------------------------------------
+
+    def apply(
+        self,
+        text: str,
+        operands: Sequence[Arg],
+        sizes: Mapping[str, int] | None = None,
+        literals: Mapping[str, Path] | None = None,
+    ) -> list[Dims]:
+        """Type the current operation by a signature.
+
+        `sizes` gives labels inside products that cannot be told from the operands;
+        `literals` names labels whose size stands in an argument.
+        """
+        signature = parse_signature(text)
+        match = _Match(self, signature, dict(sizes or {}))
+        used = [
+            (arg, pattern)
+            for arg, pattern in zip(operands, signature.operands, strict=False)
+            if isinstance(arg, Ref)
+        ]
+        for position, (arg, pattern) in enumerate(used):
+            match.operand(position, self.of(arg), pattern)
+        for kind, label, reason in signature.facts:
+            axis = match.labels.get(label)
+            if axis is not None:
+                self.fact(kind, axis, reason)
+        for label, path in (literals or {}).items():
+            if label in match.labels:
+                self.literal(path, match.labels[label])
+        self._record(match, tuple(arg.name for arg, _ in used))
+        op = self.graph.ops[self._index]
+        return [
+            match.result(pattern, type_)
+            for pattern, type_ in zip(signature.results, op.types, strict=False)
+        ]
+
+    def fact(self, kind: str, axis: AxisId, reason: str) -> None:
+        if kind == "norm":
+            self.norm(axis)
+        elif kind == "index":
+            self.axes.mark(axis, "index", reason or "data select from it")
+        else:
+            self.axes.mark(axis, kind, reason)
+
+    def _record(self, match: _Match, operands: tuple[str, ...]) -> None:
+        results = {label for r in match.signature.results for label in match.signature.labels(r)}
+        contracted, batch, free = [], [], []
+        for label, axis in match.labels.items():
+            places = tuple(match.places[label])
+            holders = {operand for operand, _ in places}
+            if label in results:
+                (batch if len(holders) > 1 else free).append((axis, places))
+            elif len(holders) > 1:
+                contracted.append((axis, places))
+        if contracted:
+            batch += [(axis, places) for axis, places in match.shared]
+            self.contractions.append(
+                Contraction(self._index, operands, tuple(contracted), tuple(batch), tuple(free))
+            )
+
+    # -- the pass -----------------------------------------------------------------------
+
+    def run(self) -> Typing:
+        graph = self.graph
+        for value in graph.inputs:
+            self.dims[value.name] = self._shared(value.type.shape)
+            self.pin(self.dims[value.name], "graph input")
+        for parameter in graph.parameters.values():
+            self.dims[parameter.ref] = self.fresh(parameter.type.shape)
+        for self._index, op in enumerate(graph.ops):
+            self.axes.where = f"{op.result} = {op.name}" + (f"   {op.loc}" if str(op.loc) else "")
+            self._step(op)
+        self.axes.where = "output"
+        for name, value in graph.outputs:
+            if value in self.dims:
+                self.pin(self.dims[value], f"graph output `{name}`")
+        return self
+
+    def _shared(self, shape: Sequence[Dim]) -> Dims:
+        """Axes of an input; one symbol is one axis."""
+        dims = self.fresh(shape)
+        for i, dim in enumerate(shape):
+            if isinstance(dim, str):
+                dims[i] = self._symbols.setdefault(dim, dims[i])
+        return dims
+
+    def _step(self, op: Op) -> None:
+        if all(type_.dtype == "index" for type_ in op.types):
+            return
+        rule = self.dialect.find(op)
+        if rule is None:
+            self.without_rule[op.name] = self.without_rule.get(op.name, 0) + 1
+            self._give_up(op, f"`{op.name}` has no rule")
+            return
+        results = rule(self, op)
+        if results is None:
+            self._give_up(op, f"`{op.name}` is used in a form that its rule does not cover")
+            return
+        for name, type_, dims in zip(op.results, op.types, results, strict=True):
+            self.dims[name] = self._checked(op, type_, dims)
+
+    def _checked(self, op: Op, type_: TensorType, dims: Dims) -> Dims:
+        """A rule's answer must have the shape that the tracer saw."""
+        sizes = [dim_size(d, self.graph.symbols) for d in type_.shape]
+        if [self.axes.size(d) for d in dims] == sizes:
+            return dims
+        shown = " ".join(self.axes.show(d) for d in dims)
+        reason = f"`{op.name}` gives {sizes}, its rule [{shown}]"
+        self._give_up(op, reason)
+        return self.fresh(type_.shape, reason)
+
+    def _give_up(self, op: Op, reason: str) -> None:
+        for name in op.operands:
+            if name in self.dims:
+                self.pin(self.dims[name], reason)
+        for name, type_ in zip(op.results, op.types, strict=True):
+            self.dims[name] = self.fresh(type_.shape, reason)
+
+    # -- reading ------------------------------------------------------------------------
+
+    def term(self, axis: AxisId, names: dict[AxisId, str] | None = None) -> Axis:
+        return self.axes.resolve(axis, names or {})
+
+
+Rule = Callable[[Typing, Op], list[Dims] | None]
+"""Given the typing so far and an operation: the axes of each result, or None to give up."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The rules of one op vocabulary: signatures by name, functions by name, and the default
+    for operations marked as pointwise."""
+
+    signatures: Mapping[str, str]
+    rules: Mapping[str, Rule]
+    pointwise: Rule
+
+    def find(self, op: Op) -> Rule | None:
+        base = op.name.rsplit(".", 1)[0]
+        for name in (op.name, base):
+            if name in self.rules:
+                return self.rules[name]
+            if name in self.signatures:
+                text = self.signatures[name]
+                return lambda t, op: t.apply(text, op.args)
+        return self.pointwise if op.pointwise else None
+
+
+class _Match:
+    """Binds the labels of a signature to axes, one operand after the other."""
+
+    def __init__(self, typing: Typing, signature: Signature, sizes: dict[str, int]) -> None:
+        self.typing, self.signature, self.sizes = typing, signature, sizes
+        self.labels: dict[str, AxisId] = {}
+        self.places: dict[str, list[tuple[int, int]]] = {}
+        self.rest: Dims = []
+        self.shared: list[tuple[AxisId, tuple[tuple[int, int], ...]]] = []
+
+    def operand(self, position: int, dims: Dims, pattern: Pattern) -> None:
+        for place, (dim, axis) in self._spread(dims, pattern):
+            if dim == "_":
+                self.typing.axes.pin(axis, "a spatial dimension or a kernel window")
+                continue
+            if isinstance(dim, tuple):
+                self._product(axis, dim)
+                for label in dim:
+                    self.places.setdefault(label, []).append((position, place))
+                continue
+            self.bind(dim, axis)
+            self.places.setdefault(dim, []).append((position, place))
+
+    def _spread(
+        self, dims: Dims, pattern: Pattern
+    ) -> list[tuple[int, tuple[str | tuple[str, ...], AxisId]]]:
+        """Pair dimensions with pattern entries; `...` takes what the others leave."""
+        if ELLIPSIS not in pattern:
+            return list(enumerate(zip(pattern, dims, strict=False)))
+        at = pattern.index(ELLIPSIS)
+        tail = len(pattern) - at - 1
+        rest = dims[at : len(dims) - tail]
+        self._broadcast(rest, at)
+        head = [(i, (pattern[i], dims[i])) for i in range(at)]
+        first = len(dims) - tail
+        back = [(first + i, (pattern[at + 1 + i], dims[first + i])) for i in range(tail)]
+        return head + back
+
+    def _broadcast(self, rest: Dims, at: int) -> None:
+        axes = self.typing.axes
+        shared = min(len(rest), len(self.rest))
+        for i in range(1, shared + 1):
+            if axes.size(rest[-i]) > 1 and axes.size(self.rest[-i]) > 1:
+                self.shared.append((rest[-i], ((0, -i), (1, -i))))
+        self.rest = self.typing.unify(self.rest, rest)
+
+    def bind(self, label: str, axis: AxisId) -> None:
+        axes = self.typing.axes
+        known = self.labels.get(label)
+        if known is None or axes.size(known) == 1:
+            self.labels[label] = axis
+        else:
+            axes.unify(known, axis)
+
+    def _product(self, axis: AxisId, labels: tuple[str, ...]) -> None:
+        axes = self.typing.axes
+        known = {
+            label: self.sizes.get(label) or axes.size(self.labels[label])
+            for label in labels
+            if label in self.sizes or label in self.labels
+        }
+        total = math.prod(known.values())
+        for label in labels:
+            self.labels.setdefault(label, axes.atom(known.get(label, axes.size(axis) // total)))
+        axes.unify(axis, axes.product([self.labels[label] for label in labels]))
+
+    def result(self, pattern: Pattern, type_: TensorType) -> Dims:
+        dims: Dims = []
+        for dim in pattern:
+            if dim == ELLIPSIS:
+                dims += self.rest
+            elif dim == "_":
+                dims += self.typing.fresh(type_.shape[len(dims) : len(dims) + 1], "a spatial dimension")
+            elif isinstance(dim, tuple):
+                dims.append(self.typing.axes.product([self.labels[label] for label in dim]))
+            else:
+                dims.append(self.labels[dim])
+        return dims
+
+
+def infer(graph: Graph, dialect: Dialect) -> Typing:
+    """Type a graph. Never fails: what cannot be typed is pinned with its reason."""
+    return Typing(graph, dialect).run()
+
+
+_OPERATORS: Mapping[type, Callable[[int, int], int]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Div: lambda a, b: a // b,
+    ast.Mod: lambda a, b: a % b,
+    ast.Pow: lambda a, b: cast(int, a**b),
+}
+
+
+def dim_size(dim: Dim, symbols: Mapping[str, int]) -> int:
+    """Size of a dimension, symbolic ones at the symbols' example values."""
+    if isinstance(dim, int):
+        return dim
+    if dim in symbols:
+        return symbols[dim]
+    return _evaluate(ast.parse(dim.strip(), mode="eval").body, symbols)
+
+
+def _evaluate(node: ast.expr, symbols: Mapping[str, int]) -> int:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name):
+            return symbols[name]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_evaluate(operand, symbols)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _OPERATORS[type(op)](_evaluate(left, symbols), _evaluate(right, symbols))
+        case ast.Call(func=ast.Name(id=name), args=args) if name in ("Max", "Min"):
+            values = [_evaluate(arg, symbols) for arg in args]
+            return max(values) if name == "Max" else min(values)
+        case _:
+            raise ValueError(f"unknown size expression: {ast.unparse(node)}")

@@ -1,0 +1,239 @@
+"""Couple dimensions: type the graph, and gather what must leave together into groups."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from prunec.ir.axes import Axis
+from prunec.ir.graph import Graph, Op, TensorType
+from prunec.ir.infer import Contraction, Dialect, Typing, infer
+from prunec.ir.unify import AxisId
+from prunec.passes.coupling import Consumer, Contracted, Coupling, Group, Pinned, Place
+from prunec.passes.roles import Evidence, gather, role_of
+
+__all__ = ["couple"]
+
+
+def couple(graph: Graph, dialect: Dialect) -> Coupling:
+    """Type a graph and find its groups.
+
+    Never fails: a dimension that cannot be pruned is listed in `pinned` with its reason.
+    """
+    typing = infer(graph, dialect)
+    return _Coupler(typing, gather(typing)).run()
+
+
+@dataclass
+class _Atom:
+    """An atom that occurs in parameters."""
+
+    leaf: AxisId
+    places: list[Place]
+    role: str = ""
+    parent: AxisId | None = None
+    name: str = ""
+
+
+class _Coupler:
+    def __init__(self, typing: Typing, evidence: Evidence) -> None:
+        self.typing, self.evidence = typing, evidence
+        self.graph = typing.graph
+        self.atoms = self._stored_atoms()
+        self.names: dict[AxisId, str] = {}
+        self.carriers = self._carriers()
+
+    def run(self) -> Coupling:
+        for atom in self.atoms.values():
+            atom.role = role_of(self.typing, self.evidence, atom.leaf)
+        self._heads()
+        self._name()
+        graph = self._typed_graph()
+        groups, pinned = self._sorted()
+        return Coupling(
+            graph,
+            groups,
+            pinned,
+            self._literals(),
+            tuple(self._contracted(c) for c in self.typing.contractions),
+            {
+                self.graph.ops[i].result: tuple(self._term(a) for a in axes)
+                for i, axes in self.typing.normed.items()
+            },
+            self.typing.without_rule,
+        )
+
+    # -- atoms --------------------------------------------------------------------------
+
+    def _stored_atoms(self) -> dict[AxisId, _Atom]:
+        found: dict[AxisId, _Atom] = {}
+        for parameter in self.graph.parameters.values():
+            for dim, axis in enumerate(self.typing.dims[parameter.ref]):
+                for leaf in dict.fromkeys(self.typing.axes.leaves(axis)):
+                    atom = found.setdefault(leaf, _Atom(leaf, []))
+                    atom.places.append(Place(parameter.name, dim))
+        return found
+
+    def _carriers(self) -> dict[AxisId, list[frozenset[AxisId]]]:
+        """For each atom the sets of atoms that it shares a value with."""
+        found: dict[AxisId, set[frozenset[AxisId]]] = defaultdict(set)
+        for dims in self.typing.dims.values():
+            leaves = frozenset(leaf for axis in dims for leaf in self.typing.axes.leaves(axis))
+            for leaf in leaves:
+                found[leaf].add(leaves)
+        return {leaf: list(sets) for leaf, sets in found.items()}
+
+    def _heads(self) -> None:
+        """Tell KV heads from the query heads that share them."""
+        for axes in self.evidence.attention.values():
+            leaves = [leaf for axis in axes for leaf in self.typing.axes.leaves(axis)]
+            heads = [self.atoms[leaf] for leaf in dict.fromkeys(leaves) if leaf in self.atoms]
+            for atom in heads:
+                atom.parent = next(
+                    (p.leaf for p in heads if p is not atom and self._serves(p, atom)), None
+                )
+                if atom.role == "head":
+                    atom.role = "query_head"
+            for atom in heads:
+                if any(other.parent == atom.leaf for other in heads):
+                    atom.role = "kv_head"
+
+    def _serves(self, parent: _Atom, child: _Atom) -> bool:
+        """Every place and value of the child lies inside the parent, which has more."""
+        if not set(child.places) < set(parent.places):
+            return False
+        if any(parent.leaf not in leaves for leaves in self.carriers[child.leaf]):
+            return False
+        for place in child.places:
+            axis = self.typing.dims["@" + place.parameter][place.dim]
+            order = list(self.typing.axes.leaves(axis))
+            if order.index(parent.leaf) > order.index(child.leaf):
+                return False
+        return True
+
+    # -- names --------------------------------------------------------------------------
+
+    def _name(self) -> None:
+        for symbol, axis in self.typing._symbols.items():
+            self.names[self.typing.axes.find(axis)] = symbol
+        taken = set(self.names.values())
+        for atom in self.atoms.values():
+            base = "/".join(filter(None, (_common([p.parameter for p in atom.places]), atom.role)))
+            name, copy = base, 2
+            while name in taken:
+                name, copy = f"{base}#{copy}", copy + 1
+            taken.add(name)
+            self.names.setdefault(atom.leaf, name)
+            atom.name = self.names[atom.leaf]
+        for dims in self.typing.dims.values():
+            for axis in dims:
+                for leaf in self.typing.axes.leaves(axis):
+                    self.names.setdefault(leaf, f"d{len(self.names)}")
+
+    def _term(self, axis: AxisId) -> Axis:
+        return self.typing.term(axis, self.names)
+
+    # -- the result ---------------------------------------------------------------------
+
+    def _typed_graph(self) -> Graph:
+        terms: dict[AxisId, Axis] = {}
+
+        def typed(name: str, type_: TensorType) -> TensorType:
+            dims = self.typing.dims.get(name)
+            if dims is None:
+                return type_
+            axes = []
+            for axis in map(self.typing.axes.find, dims):
+                if axis not in terms:
+                    terms[axis] = self._term(axis)
+                axes.append(terms[axis])
+            return replace(type_, axes=tuple(axes))
+
+        def typed_op(op: Op) -> Op:
+            types = tuple(typed(n, t) for n, t in zip(op.results, op.types, strict=True))
+            return replace(op, types=types)
+
+        graph = self.graph
+        return replace(
+            graph,
+            inputs=tuple(replace(v, type=typed(v.name, v.type)) for v in graph.inputs),
+            parameters={
+                name: replace(p, type=typed(p.ref, p.type))
+                for name, p in graph.parameters.items()
+            },
+            ops=tuple(typed_op(op) for op in graph.ops),
+        )
+
+    def _sorted(self) -> tuple[tuple[Group, ...], tuple[Pinned, ...]]:
+        groups, pinned = [], []
+        for atom in self.atoms.values():
+            marks = self.typing.axes.marks(atom.leaf)
+            stops = [m for m in marks if m.kind in ("pin", "index")]
+            size = self.typing.axes.size(atom.leaf)
+            places = tuple(atom.places)
+            if stops:
+                pinned.append(
+                    Pinned(atom.name, atom.role, size, places, stops[0].reason, stops[0].where)
+                )
+            elif self._only_data(atom):
+                reason = "it occurs in stored data only, not in a weight"
+                pinned.append(Pinned(atom.name, atom.role, size, places, reason))
+            else:
+                groups.append(self._group(atom, size))
+        return tuple(groups), tuple(pinned)
+
+    def _only_data(self, atom: _Atom) -> bool:
+        parameters = self.graph.parameters
+        return all(parameters[p.parameter].kind != "parameter" for p in atom.places)
+
+    def _group(self, atom: _Atom, size: int) -> Group:
+        ops = self.graph.ops
+        consumers = tuple(
+            Consumer(ops[i].result, Place(name, dim), value, value_dim)
+            for i, name, dim, value, value_dim in self.evidence.consumed.get(atom.leaf, [])
+        )
+        producers = dict.fromkeys(ops[i].result for i in self.evidence.produced.get(atom.leaf, []))
+        parent = None if atom.parent is None else self.atoms[atom.parent].name
+        normed = any(m.kind == "norm" for m in self.typing.axes.marks(atom.leaf))
+        return Group(
+            atom.name, atom.role, size, tuple(atom.places), tuple(producers), consumers,
+            parent, normed,
+        )  # fmt: skip
+
+    def _literals(self) -> dict[str, dict[tuple[int | str, ...], tuple[Axis, ...]]]:
+        found: dict[str, dict[tuple[int | str, ...], tuple[Axis, ...]]] = {}
+        for (index, path), axes in self.typing.literals.items():
+            terms = tuple(self._term(axis) for axis in axes)
+            found.setdefault(self.graph.ops[index].result, {})[path] = terms
+        return found
+
+    def _contracted(self, contraction: Contraction) -> Contracted:
+        """Resolve a contraction; attention multiplies twice, over the inside and the keys."""
+        pairs: dict[tuple[int, ...], list[AxisId]] = defaultdict(list)
+        for axis, places in contraction.contracted:
+            pairs[tuple(sorted({i for i, _ in places}))].append(axis)
+        steps = tuple(tuple(self._term(a) for a in axes) for axes in pairs.values())
+        op = self.graph.ops[contraction.op].result
+        if contraction.op not in self.evidence.attention:
+            return Contracted(op, steps)
+        values = contraction.operands[1:3]
+        cached = tuple(self._cached(value) for value in values)
+        return Contracted(op, steps, attention=True, cached=cached)
+
+    def _cached(self, value: str) -> tuple[Axis, ...]:
+        """The stored axes of a key or value tensor: what a cache holds for each position."""
+        served = {a.leaf for a in self.atoms.values() if a.parent is not None}
+        leaves = [leaf for axis in self.typing.dims[value] for leaf in self.typing.axes.leaves(axis)]
+        return tuple(self._term(x) for x in leaves if x in self.atoms and x not in served)
+
+
+def _common(names: Sequence[str]) -> str:
+    """The longest module path that all parameters share."""
+    paths = [name.split(".")[:-1] if len(names) > 1 else name.split(".") for name in names]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)

@@ -1,0 +1,162 @@
+"""Roles of axes, from structure alone.
+
+An axis contracted between two computed values is a `head_dim`, one that both share beside it a
+head; one that data select from is a `vocab`; one that a weight shares with its input as a batch
+an `expert`; one around which a residual connection leads is `hidden`; any other between two
+linear layers is a `neuron`, between convolutions a `channel`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from prunec.ir.graph import Graph
+from prunec.ir.infer import Contraction, Typing
+from prunec.ir.unify import AxisId
+
+__all__ = ["Evidence", "gather", "role_of"]
+
+
+@dataclass
+class Evidence:
+    """What the contractions say of each atom (by representative)."""
+
+    produced: dict[AxisId, list[int]] = field(default_factory=lambda: defaultdict(list))
+    consumed: dict[AxisId, list[tuple[int, str, int, str, int]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    votes: dict[AxisId, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    residual: set[AxisId] = field(default_factory=set)
+    convolved: Counter[AxisId] = field(default_factory=Counter)
+    attention: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+def sources(graph: Graph) -> dict[str, str | None]:
+    """For values computed from one parameter alone: that parameter; for those from inputs: None."""
+    found: dict[str, str | None] = {p.ref: p.name for p in graph.parameters.values()}
+    found |= {value.name: None for value in graph.inputs}
+    for op in graph.ops:
+        behind = {found.get(name) for name in op.operands if name in found}
+        origin = behind.pop() if len(behind) == 1 else None
+        found |= dict.fromkeys(op.results, origin)
+    return found
+
+
+def gather(typing: Typing) -> Evidence:
+    """Collect the evidence of all contractions and residual connections."""
+    evidence = Evidence()
+    origin = sources(typing.graph)
+    for contraction in typing.contractions:
+        weights = [origin.get(name) for name in contraction.operands]
+        computed = [i for i, weight in enumerate(weights) if weight is None]
+        shared = [holders for _, places in contraction.contracted for holders, _ in places]
+        if sum(i in computed for i in set(shared)) >= 2:
+            _attention(typing, contraction, evidence)
+        else:
+            _layer(typing, contraction, weights, evidence)
+    _residuals(typing, evidence)
+    return evidence
+
+
+def _leaves(typing: Typing, axis: AxisId) -> Iterable[AxisId]:
+    return dict.fromkeys(typing.axes.leaves(axis))
+
+
+def _attention(typing: Typing, contraction: Contraction, evidence: Evidence) -> None:
+    """Two computed values meet: what is summed is a head's inside, what is shared the heads."""
+    evidence.attention[contraction.op] = tuple(axis for axis, _ in contraction.batch)
+    for axis, _ in contraction.contracted + contraction.free:
+        for leaf in _leaves(typing, axis):
+            evidence.votes[leaf]["head_dim"] += 1
+    for axis, _ in contraction.batch:
+        for leaf in _leaves(typing, axis):
+            evidence.votes[leaf]["head"] += 1
+
+
+def _layer(
+    typing: Typing, contraction: Contraction, weights: list[str | None], evidence: Evidence
+) -> None:
+    """A weight meets a computed value: a layer that consumes one axis and produces another."""
+    convolution = typing.graph.ops[contraction.op].name.startswith("aten.conv")
+    holders = [i for i, weight in enumerate(weights) if weight is not None]
+    for axis, places in contraction.contracted:
+        weight = next(((i, d) for i, d in places if weights[i] is not None), None)
+        value = next(((i, d) for i, d in places if weights[i] is None), None)
+        if weight is None or value is None:
+            continue
+        name = weights[weight[0]]
+        assert name is not None
+        for leaf in _leaves(typing, axis):
+            evidence.consumed[leaf].append(
+                (contraction.op, name, weight[1], contraction.operands[value[0]], value[1])
+            )
+            evidence.convolved[leaf] += 1 if convolution else -1
+    for axis, places in contraction.free:
+        if not any(i in holders for i, _ in places):
+            continue
+        for leaf in _leaves(typing, axis):
+            evidence.produced[leaf].append(contraction.op)
+            evidence.convolved[leaf] += 1 if convolution else -1
+    for axis, places in contraction.batch:
+        held = {i for i, _ in places}
+        for leaf in _leaves(typing, axis):
+            if held & set(holders) and held - set(holders):
+                # a bias shares the output axis with the weight: that is no batch
+                evidence.votes[leaf]["channel" if convolution else "expert"] += 1
+            elif held <= set(holders):
+                evidence.produced[leaf].append(contraction.op)
+                evidence.convolved[leaf] += 1 if convolution else -1
+
+
+def _residuals(typing: Typing, evidence: Evidence) -> None:
+    """Mark axes of sums in which one operand was computed from the other by a layer."""
+    graph = typing.graph
+    layers = {contraction.op for contraction in typing.contractions}
+    for position, op in enumerate(graph.ops):
+        names = [name for name in dict.fromkeys(op.operands) if name.startswith("%")]
+        if not op.pointwise or len(names) != 2 or ".add" not in op.name:
+            continue
+        starts = [graph.producers.get(name, -1) for name in names]
+        early, late = sorted(zip(starts, names, strict=True))
+        if not _through_layer(graph, late[0], early[0], early[1], layers):
+            continue
+        for axis in typing.dims.get(op.results[0], []):
+            evidence.residual.update(typing.axes.leaves(axis))
+        del position
+
+
+def _through_layer(graph: Graph, start: int, stop: int, target: str, layers: set[int]) -> bool:
+    """Does the value made at `start` come from `target` by a path that contains a layer?"""
+    pending, seen = [(start, False)], set[tuple[int, bool]]()
+    while pending:
+        at, layered = pending.pop()
+        if at <= stop and at != start or (at, layered) in seen:
+            continue
+        seen.add((at, layered))
+        layered = layered or at in layers
+        for name in graph.ops[at].operands:
+            if name == target and layered:
+                return True
+            producer = graph.producers.get(name)
+            if producer is not None and producer > stop:
+                pending.append((producer, layered))
+    return False
+
+
+def role_of(typing: Typing, evidence: Evidence, leaf: AxisId) -> str:
+    """The role of an atom; `head` is settled by the caller, who knows its neighbours."""
+    if any(mark.kind == "index" for mark in typing.axes.marks(leaf)):
+        return "vocab"
+    votes = evidence.votes.get(leaf, Counter())
+    for role in ("head", "head_dim", "expert"):
+        if votes[role]:
+            return role
+    if votes["channel"] or evidence.convolved[leaf] > 0:
+        return "channel"
+    if leaf in evidence.residual:
+        return "hidden"
+    if evidence.consumed.get(leaf) and evidence.produced.get(leaf):
+        return "neuron"
+    return "feature"
