@@ -200,24 +200,24 @@ def test_a_plan_survives_writing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        ({"parameters": {}}, "P131", "touches no parameter"),
-        ({"parameters": []}, "P131", "no object"),
-        ({"version": 99}, "P131", "version 99"),
-        ({"groups": {}}, "P131", "groups"),
-        ({"pinned": [1]}, "P131", "pinned"),
-        ({"shapes": {"a.weight": 4}}, "P131", "shapes"),
-        ({"parameters": {"a.weight": [0]}}, "P132", "not an object"),
-        ({"parameters": {"a.weight": {"x": [0]}}}, "P132", "not a dimension"),
-        ({"parameters": {"a.weight": {"0": 3}}}, "P132", "not a list"),
-        ({"parameters": {"a.weight": {"0": [True]}}}, "P132", "not a list"),
-        ({"parameters": {"a.weight": {"0": [-1, 2]}}}, "P132", "not a list"),
-        ({"parameters": {"a.weight": {"0": []}}}, "P132", "keeps nothing"),
-        ({"parameters": {"a.weight": {"0": [2, 1]}}}, "P132", "comes after 2"),
-        ({"parameters": {"a.weight": {"0": [2, 2]}}}, "P132", "twice"),
-        ({"parameters": {"a.weight": {"0": [0, 4]}}}, "P133", "out of range"),
-        ({"parameters": {"a.weight": {"2": [0]}}}, "P133", "no dimension 2"),
-        ({"parameters": {"c.weight": {"0": [0]}}}, "P134", "another model"),
-        ({"shapes": {"a.weight": [8, 6]}}, "P134", "another model"),
+        ({"parameters": {}}, "P831", "touches no parameter"),
+        ({"parameters": []}, "P831", "no object"),
+        ({"version": 99}, "P831", "version 99"),
+        ({"groups": {}}, "P831", "groups"),
+        ({"pinned": [1]}, "P831", "pinned"),
+        ({"shapes": {"a.weight": 4}}, "P831", "shapes"),
+        ({"parameters": {"a.weight": [0]}}, "P832", "not an object"),
+        ({"parameters": {"a.weight": {"x": [0]}}}, "P832", "not a dimension"),
+        ({"parameters": {"a.weight": {"0": 3}}}, "P832", "not a list"),
+        ({"parameters": {"a.weight": {"0": [True]}}}, "P832", "not a list"),
+        ({"parameters": {"a.weight": {"0": [-1, 2]}}}, "P832", "not a list"),
+        ({"parameters": {"a.weight": {"0": []}}}, "P832", "keeps nothing"),
+        ({"parameters": {"a.weight": {"0": [2, 1]}}}, "P832", "comes after 2"),
+        ({"parameters": {"a.weight": {"0": [2, 2]}}}, "P832", "twice"),
+        ({"parameters": {"a.weight": {"0": [0, 4]}}}, "P833", "out of range"),
+        ({"parameters": {"a.weight": {"2": [0]}}}, "P833", "no dimension 2"),
+        ({"parameters": {"c.weight": {"0": [0]}}}, "P834", "another model"),
+        ({"shapes": {"a.weight": [8, 6]}}, "P834", "another model"),
     ],
 )
 def test_plans_that_do_not_fit(
@@ -246,7 +246,7 @@ def test_plans_that_do_not_fit(
 def test_files_that_are_no_plan(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(PrunecError, match="P130") as caught:
+    with pytest.raises(PrunecError, match="P830") as caught:
         read_plan(path)
     assert says in str(caught.value)
 

@@ -127,26 +127,27 @@ class PruneOptions:
         yield from _positive("--round-to", self.round_to)
         yield from _positive("--calibration-samples", self.calibration_samples)
         yield from _positive("--calibration-length", self.calibration_length)
+        yield from _readable(self.calibration)
         yield from self._conflicts()
 
     def _conflicts(self) -> Iterable[Diagnostic]:
         if not self.targets and self.plan is None:
             yield Diagnostic(
-                "P112",
+                "P812",
                 "no target given",
                 "--target",
                 help="say what remains, for example --target params=75%, or give --plan plan.json",
             )
         if self.targets and self.plan is not None:
             yield Diagnostic(
-                "P113",
+                "P813",
                 "a plan already says what stays; a target cannot be asked for beside it",
                 "--plan",
                 help="drop --target, or drop --plan to make a new plan",
             )
         if self.out is None and not self.dry_run:
             yield Diagnostic(
-                "P112", "no output folder given", "-o", help="add -o OUT, or --dry-run for the plan"
+                "P812", "no output folder given", "-o", help="add -o OUT, or --dry-run for the plan"
             )
 
     def _unfed(self) -> Iterable[Diagnostic]:
@@ -155,14 +156,14 @@ class PruneOptions:
             return
         if METHODS[self.method] and self.plan is None:
             yield Diagnostic(
-                "P114",
+                "P814",
                 f"method {self.method} scores by activations and there is no calibration data",
                 "--calibration",
                 help="use --calibration self or a text file, or --method magnitude",
             )
         if RESTORERS[self.restore]:
             yield Diagnostic(
-                "P114",
+                "P814",
                 f"restoring by {self.restore} needs calibration data",
                 "--calibration",
                 help="use --calibration self or a text file, or --restore none",
@@ -174,11 +175,35 @@ def _known(option: str, name: str, choices: Iterable[str]) -> Iterable[Diagnosti
     if name in choices:
         return
     yield Diagnostic(
-        "P110", f"{option} does not know {name!r}", option, help=f"one of {', '.join(choices)}"
+        "P810", f"{option} does not know {name!r}", option, help=f"one of {', '.join(choices)}"
     )
 
 
 def _positive(option: str, value: int) -> Iterable[Diagnostic]:
     if value >= 1:
         return
-    yield Diagnostic("P111", f"{option} must be at least 1, not {value}", option)
+    yield Diagnostic("P811", f"{option} must be at least 1, not {value}", option)
+
+
+def _readable(calibration: str) -> Iterable[Diagnostic]:
+    """Mistakes in the name or content of a calibration text."""
+    if calibration in (AUTO, "self", "none"):
+        return
+    path = Path(calibration)
+    problem = ""
+    try:
+        if not path.read_text(encoding="utf-8").strip():
+            problem = "is empty"
+    except FileNotFoundError:
+        problem = "does not exist"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    if problem:
+        yield Diagnostic(
+            "P815",
+            f"the calibration text {problem}",
+            calibration,
+            help="give a text file, or --calibration self to let the model write the text",
+        )

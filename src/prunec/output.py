@@ -162,7 +162,7 @@ def _acquire(path: Path) -> int | None:
 
 def _busy(real: Path) -> PrunecError:
     return fail(
-        "P122",
+        "P822",
         f"another run is writing {real}",
         where=str(_beside(real, "lock")),
         help="wait for it, or choose another folder with -o",
@@ -171,4 +171,4 @@ def _busy(real: Path) -> PrunecError:
 
 
 def _refused(message: str, remedy: str) -> PrunecError:
-    return fail("P121", message, where="-o", help=remedy, exit_code=Exit.USAGE)
+    return fail("P821", message, where="-o", help=remedy, exit_code=Exit.USAGE)

@@ -110,7 +110,7 @@ def _other_model(
         name = changed[0]
         example = f"{name} has shape {list(shapes[name])} here and {recorded[name]} in the plan"
     return Diagnostic(
-        "P134",
+        "P834",
         f"the plan is of another model: {len(unknown) + len(changed)} of its {len(kept)} "
         f"parameters do not match; {example}",
         help="give the model that the plan was made for, or make a new plan with --target",
@@ -121,12 +121,12 @@ def _misfit(
     name: str, dim: str, indices: list[int], shape: tuple[int, ...]
 ) -> Iterator[Diagnostic]:
     if int(dim) >= len(shape):
-        yield Diagnostic("P133", f"{name} has {len(shape)} dimensions and no dimension {dim}")
+        yield Diagnostic("P833", f"{name} has {len(shape)} dimensions and no dimension {dim}")
         return
     size = shape[int(dim)]
     if indices[-1] >= size:
         yield Diagnostic(
-            "P133",
+            "P833",
             f"{name}: index {indices[-1]} of dimension {dim} is out of range",
             help=f"dimension {dim} has size {size}",
         )
@@ -136,20 +136,20 @@ def _structure(plan: Any) -> Iterator[Diagnostic]:
     """Mistakes in the form of a plan, whatever the model."""
     if not isinstance(plan, dict) or not isinstance(plan.get("parameters"), dict):
         yield Diagnostic(
-            "P131",
+            "P831",
             "not a plan: there is no object `parameters`",
             help='a plan is {"parameters": {NAME: {"DIM": [kept, ...]}}, ...}',
         )
         return
     if plan.get("version", VERSION) != VERSION:
         yield Diagnostic(
-            "P131",
+            "P831",
             f"plan version {plan['version']!r} is not known",
             help=f"this prunec reads version {VERSION}; use the one that wrote the plan",
         )
         return
     if not plan["parameters"]:
-        yield Diagnostic("P131", "the plan touches no parameter", help="there is nothing to do")
+        yield Diagnostic("P831", "the plan touches no parameter", help="there is nothing to do")
     yield from _listed(plan)
     yield from _shapes(plan.get("shapes", {}))
     yield from _shortened(_entries(plan["parameters"]))
@@ -159,7 +159,7 @@ def _listed(plan: Mapping[str, Any]) -> Iterator[Diagnostic]:
     for key in ("groups", "pinned"):
         value = plan.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            yield Diagnostic("P131", f"`{key}` is not a list of objects")
+            yield Diagnostic("P831", f"`{key}` is not a list of objects")
 
 
 def _shapes(shapes: Any) -> Iterator[Diagnostic]:
@@ -167,13 +167,13 @@ def _shapes(shapes: Any) -> Iterator[Diagnostic]:
         isinstance(shape, list) and all(_is_index(n) for n in shape) for shape in shapes.values()
     )
     if not valid:
-        yield Diagnostic("P131", "`shapes` does not map parameter names to lists of sizes")
+        yield Diagnostic("P831", "`shapes` does not map parameter names to lists of sizes")
 
 
 def _entries(parameters: Mapping[str, Any]) -> Iterator[Diagnostic]:
     for name, dims in parameters.items():
         if not isinstance(dims, dict) or not dims:
-            yield Diagnostic("P132", f"{name}: not an object of dimensions", help='{"DIM": [...]}')
+            yield Diagnostic("P832", f"{name}: not an object of dimensions", help='{"DIM": [...]}')
             continue
         for dim, indices in dims.items():
             yield from _entry(name, dim, indices)
@@ -181,19 +181,19 @@ def _entries(parameters: Mapping[str, Any]) -> Iterator[Diagnostic]:
 
 def _entry(name: str, dim: str, indices: Any) -> Iterator[Diagnostic]:
     if not (dim.isascii() and dim.isdigit()):
-        yield Diagnostic("P132", f"{name}: {dim!r} is not a dimension", help="0, 1, ...")
+        yield Diagnostic("P832", f"{name}: {dim!r} is not a dimension", help="0, 1, ...")
         return
     if not isinstance(indices, list) or not all(_is_index(i) for i in indices):
-        yield Diagnostic("P132", f"{name}: dimension {dim} is not a list of indices from 0 up")
+        yield Diagnostic("P832", f"{name}: dimension {dim} is not a list of indices from 0 up")
         return
     if not indices:
-        yield Diagnostic("P132", f"{name}: dimension {dim} keeps nothing")
+        yield Diagnostic("P832", f"{name}: dimension {dim} keeps nothing")
         return
     for before, after in pairwise(indices):
         if after <= before:
             problem = "is there twice" if after == before else f"comes after {before}"
             yield Diagnostic(
-                "P132",
+                "P832",
                 f"{name}: index {after} of dimension {dim} {problem}",
                 help="kept indices are ascending, each one once",
             )
@@ -208,7 +208,7 @@ def _shortened(problems: Iterator[Diagnostic]) -> Iterator[Diagnostic]:
     every = list(problems)
     yield from every[:MOST_SHOWN]
     if len(every) > MOST_SHOWN:
-        yield Diagnostic("P132", f"and {len(every) - MOST_SHOWN} more mistakes of this kind")
+        yield Diagnostic("P832", f"and {len(every) - MOST_SHOWN} more mistakes of this kind")
 
 
 def _located(problem: Diagnostic, path: Path) -> Diagnostic:
@@ -216,7 +216,7 @@ def _located(problem: Diagnostic, path: Path) -> Diagnostic:
 
 
 def _unreadable(path: Path, problem: str, remedy: str) -> PrunecError:
-    return fail("P130", f"plan {path} {problem}", where="--plan", help=remedy, exit_code=Exit.USAGE)
+    return fail("P830", f"plan {path} {problem}", where="--plan", help=remedy, exit_code=Exit.USAGE)
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Target:
         if limit < dense:
             return limit
         raise fail(
-            "P105",
+            "P805",
             f"target {self.text} leaves nothing to do: the model has {dense:,.0f} {self.metric}",
             where="--target",
             help=f"ask for less than {dense:,.0f}, or for a percentage: --target {self.metric}=75%",
@@ -113,7 +113,7 @@ def parse_targets(texts: Iterable[str]) -> tuple[Target, ...]:
         if any(target.metric == other.metric for other in targets):
             problems.append(
                 Diagnostic(
-                    "P104",
+                    "P804",
                     f"two targets for {target.metric}",
                     "--target",
                     help="give each metric once; different metrics may be combined",
@@ -130,10 +130,10 @@ def parse_target(text: str) -> Target:
     metric, equals, written = (part.strip() for part in text.partition("="))
     metric = metric.lower()
     if not equals:
-        raise _bad("P101", f"target {text!r} is not of the form METRIC=VALUE", GENERAL_HELP)
+        raise _bad("P801", f"target {text!r} is not of the form METRIC=VALUE", GENERAL_HELP)
     if metric not in METRICS:
         raise _bad(
-            "P101",
+            "P801",
             f"unknown metric {metric!r} in target {text!r}",
             f"one of {', '.join(METRICS)}; for example --target params=75%",
         )
@@ -141,7 +141,7 @@ def parse_target(text: str) -> Target:
     _check_range(metric, unit, value, text)
     if metric not in SUPPORTED:
         raise _bad(
-            "P103",
+            "P803",
             f"target {text!r}: {metric} cannot be planned for yet",
             f"use one of {', '.join(SUPPORTED)}; flops=70% comes closest to {metric}",
         )
@@ -152,26 +152,26 @@ def _quantity(metric: str, written: str, text: str) -> tuple[Unit, float]:
     """The value in base units, and what kind of unit it was written with."""
     match = NUMBER.fullmatch(written)
     if match is None:
-        raise _bad("P101", f"target {text!r}: {written!r} is not a quantity", _examples(metric))
+        raise _bad("P801", f"target {text!r}: {written!r} is not a quantity", _examples(metric))
     number, suffix = float(match[1]), match[2].lower()
     if not suffix:
-        raise _bad("P101", f"target {text!r} has no unit", _examples(metric))
+        raise _bad("P801", f"target {text!r} has no unit", _examples(metric))
     for unit in METRICS[metric]:
         if suffix in SCALES[unit]:
             return unit, number * SCALES[unit][suffix]
-    raise _bad("P101", f"target {text!r}: {metric} has no unit {match[2]!r}", _examples(metric))
+    raise _bad("P801", f"target {text!r}: {metric} has no unit {match[2]!r}", _examples(metric))
 
 
 def _check_range(metric: str, unit: Unit, value: float, text: str) -> None:
     if value < 0:
-        raise _bad("P102", f"target {text!r} is negative", _examples(metric))
+        raise _bad("P802", f"target {text!r} is negative", _examples(metric))
     if value == 0:
-        raise _bad("P102", f"target {text!r} would leave nothing of the model", _examples(metric))
+        raise _bad("P802", f"target {text!r} would leave nothing of the model", _examples(metric))
     if unit == "fraction" and value > 1:
         problem = "is more than the whole model; a percentage says what remains"
-        raise _bad("P102", f"target {text!r} {problem}", _examples(metric))
+        raise _bad("P802", f"target {text!r} {problem}", _examples(metric))
     if (unit == "fraction" and value == 1) or (unit == "factor" and value <= 1):
-        raise _bad("P105", f"target {text!r} leaves nothing to do", _examples(metric))
+        raise _bad("P805", f"target {text!r} leaves nothing to do", _examples(metric))
 
 
 def _examples(metric: str) -> str:

@@ -1,0 +1,113 @@
+"""Model cards: the README.md of OUT, dense and pruned side by side.
+
+Everything that comes from the model or the user is escaped: a name cannot become markup.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prunec import __version__
+from prunec.escape import markdown, printable
+from prunec.reports import PruneReport, Sizes
+
+__all__ = ["render_card"]
+
+SHOWN: tuple[tuple[str, str], ...] = (
+    ("parameters", "params"),
+    ("parameters outside embeddings and head", "blocks"),
+    ("bytes of weights", "bytes"),
+    ("FLOPs", "flops"),
+    ("activation bytes", "activation_bytes"),
+    ("KV-cache bytes", "kv_cache_bytes"),
+)
+
+LOADING = {
+    "hf": "`AutoModel.from_pretrained('hf')` (or the class for its task)",
+    "onnx": "ONNX Runtime, OpenVINO and others",
+    "torchscript": "`torch.jit.load`, in Python or C++",
+}
+
+
+def render_card(report: PruneReport) -> str:
+    """The card of a run, in Markdown."""
+    name = model_name(report.model)
+    sections = [
+        front_matter(),
+        f"# {markdown(name)}, pruned",
+        f"Made from {markdown(name)} by prunec "
+        f"{__version__}: whole indices of whole dimensions were removed, so that the model is "
+        "dense and needs no sparse kernels.",
+        _costs(report.dense, report.pruned),
+        _how(report),
+        _groups(report),
+        _formats(report),
+        "The licence and the limits of the original model apply. Measure the quality on your own "
+        "task before you use it: pruning changes what a model knows.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def model_name(model: str) -> str:
+    """What to call a model in public: a hub id as it is, of a path the last part only."""
+    path = Path(model)
+    return (path.resolve().name or model) if path.exists() or path.is_absolute() else model
+
+
+def front_matter() -> str:
+    return "---\ntags:\n- pruned\n- prunec\n---"
+
+
+def _costs(dense: Sizes, pruned: Sizes) -> str:
+    rows = [
+        (name, getattr(dense, field), getattr(pruned, field))
+        for name, field in SHOWN
+        if getattr(dense, field)
+    ]
+    lines = [f"| {n} | {a:,} | {b:,} | {100 * b / a:.1f} % |" for n, a, b in rows]
+    head = ["| | dense | pruned | left |", "|---|---:|---:|---:|"]
+    note = f"\n\nAt batch {dense.batch} and {dense.length} tokens." if dense.flops else ""
+    return "\n".join([*head, *lines]) + note
+
+
+def _how(report: PruneReport) -> str:
+    calibration = report.calibration
+    if calibration not in ("self", "none"):
+        calibration = Path(calibration).name
+    facts = {
+        "target": ", ".join(target.text for target in report.targets) or "a given plan",
+        "method": report.method,
+        "restoration": report.restore,
+        "calibration": calibration,
+        "layout": report.layout,
+    }
+    lines = [f"| {key} | {markdown(value)} |" for key, value in facts.items()]
+    return "\n".join(["| how | |", "|---|---|", *lines])
+
+
+def _groups(report: PruneReport) -> str:
+    lines = [
+        f"| {markdown(g.name)} | {markdown(g.role)} | {g.size} | {g.kept} |"
+        for g in report.groups
+        if g.kept is not None and g.kept < g.size
+    ]
+    if not lines:
+        return ""
+    head = ["| group | role | dense | pruned |", "|---|---|---:|---:|"]
+    return "\n".join(["## What was removed", "", *head, *lines])
+
+
+def _formats(report: PruneReport) -> str:
+    if not report.formats:
+        return ""
+    lines = [
+        f"- `{printable(f.path).replace('`', '')}`: {LOADING.get(f.name, markdown(f.name))}"
+        for f in report.formats
+    ]
+    custom = (
+        "\n\nThe Hugging Face format holds its own code, since widths differ by layer: pass "
+        "`trust_remote_code=True`."
+        if report.layout == "per-layer" and any(f.name == "hf" for f in report.formats)
+        else ""
+    )
+    return "\n".join(["## Formats", "", *lines]) + custom

@@ -1,0 +1,321 @@
+"""The command line: verbs and their options; the work is done elsewhere and imported late."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from prunec import __version__
+
+if TYPE_CHECKING:
+    from prunec.console import Console
+
+__all__ = ["main"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
+
+
+class Grouped(click.Command):
+    """A command whose options are listed under headings; the epilog keeps its line breaks."""
+
+    headings: dict[str, str]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is None:
+                continue
+            heading = getattr(param, "heading", None) or "General"
+            sections.setdefault(heading, []).append(record)
+        general = sections.pop("General", [])
+        for heading, records in [*sections.items(), ("General", general)]:
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.epilog:
+            return
+        with formatter.section("Examples"):
+            for line in self.epilog.strip().splitlines():
+                formatter.write(f"  {line.strip()}\n" if line.strip() else "\n")
+
+
+class Headed(click.Option):
+    """An option that knows the heading it is listed under."""
+
+    def __init__(self, *args: Any, heading: str = "General", **kwargs: Any) -> None:
+        self.heading = heading
+        super().__init__(*args, **kwargs)
+
+
+def option(*names: str, heading: str = "General", **kwargs: Any) -> Decorator[Any]:
+    return click.option(*names, cls=Headed, heading=heading, **kwargs)
+
+
+def _listed(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Split `hf,onnx` into its parts."""
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+MODEL = click.argument("model")
+JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+TRUST = option(
+    "--trust-remote-code", is_flag=True, help="Run the Python code that the model brings."
+)
+FILE = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", message="prunec %(version)s")
+def cli() -> None:
+    """Make a trained network smaller: a dense model that every standard runtime runs faster.
+
+    MODEL is a Hugging Face directory or hub id, a .gguf or an .onnx file. Start with
+    `prunec inspect MODEL`, then `prunec prune MODEL -o OUT --target params=75%`.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 target or verification not met.
+    PRUNEC_TRACEBACK=1 adds tracebacks to errors, PRUNEC_DEBUG=1 what libraries say.
+    """
+
+
+@cli.command(
+    cls=Grouped,
+    short_help="Show what can be removed from a model, and why the rest cannot.",
+    epilog="""
+    prunec inspect ./smollm2
+    prunec inspect ./llama-7b/config.json          no weights are needed
+    prunec inspect ./smollm2 --json | jq '.groups[].role' | sort | uniq -c
+    """,
+)
+@MODEL
+@TRUST
+@JSON
+def inspect(model: str, trust_remote_code: bool, as_json: bool) -> None:
+    """Show which indices of which dimensions of MODEL can be removed together.
+
+    Every group has a role (neuron, query_head, hidden ...), a size, and the parameters where it
+    occurs; what cannot be pruned is listed with its reason. Nothing is changed.
+    """
+    console = _console(as_json)
+    with console.working():
+        from prunec.options import InspectOptions
+        from prunec.pipeline import inspect as run
+        from prunec.show import show_inspect
+
+        report = run(InspectOptions(model, trust_remote_code))
+    if as_json:
+        console.document(report.to_json())
+    else:
+        show_inspect(report, console)
+
+
+WHAT = "What to remove"
+HOW = "How"
+WRITE = "What to write"
+
+
+@cli.command(
+    cls=Grouped,
+    short_help="Write a smaller dense version of a model.",
+    epilog="""
+    prunec prune ./smollm2 -o small --target params=85%
+    prunec prune ./smollm2 -o small --target blocks=60% --groups neuron --format hf,onnx
+    prunec prune ./smollm2 -o small --target params=113.3M --calibration valid.txt --verify
+    prunec prune ./smollm2 --target flops=70% --dry-run --json > plan-report.json
+    prunec prune ./smollm2 -o again --plan small/plan.json
+    prunec prune -o again --recipe small/recipe.yaml
+    """,
+)
+@click.argument("model", required=False)
+@option("-o", "--out", type=FILE, heading=WRITE, help="The folder to write; it must not exist.")
+@option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="METRIC=VALUE",
+    heading=WHAT,
+    help="What is to remain: params=75%, blocks=60% (without embeddings and head), flops=70%, "
+    "params=113.3M. Several may be combined.",
+)
+@option("--method", metavar="NAME", heading=HOW, help="auto (default), wanda, magnitude, random.")
+@option(
+    "--groups",
+    metavar="ROLE,...",
+    callback=_listed,
+    heading=WHAT,
+    help="Only groups with these roles, such as neuron,query_head; see `prunec inspect`.",
+)
+@option(
+    "--allocate",
+    metavar="NAME",
+    heading=WHAT,
+    help="uniform (default): the same share of every group of a role; global: by score.",
+)
+@option("--round-to", type=int, metavar="N", heading=WHAT, help="Keep multiples of N. [1]")
+@option("--plan", type=FILE, heading=WHAT, help="Keep exactly what a plan.json says.")
+@option(
+    "--calibration",
+    metavar="FILE|self|none",
+    heading=HOW,
+    help="Text to measure activations on. self (default): the model writes it.",
+)
+@option("--calibration-samples", type=int, metavar="N", heading=HOW, help="Windows of text. [64]")
+@option("--calibration-length", type=int, metavar="N", heading=HOW, help="Tokens each. [512]")
+@option(
+    "--restore",
+    metavar="NAME",
+    heading=HOW,
+    help="Refit what remains: ls (least squares; default when calibrated) or none.",
+)
+@option("--seed", type=int, metavar="N", heading=HOW, help="For sampling and ties. [0]")
+@option(
+    "--format",
+    "formats",
+    metavar="NAME,...",
+    callback=_listed,
+    heading=WRITE,
+    help="hf, onnx, torchscript. Default: the kind that MODEL is.",
+)
+@option(
+    "--layout",
+    metavar="NAME",
+    heading=WRITE,
+    help="uniform (default): stock classes load it; per-layer: widths may differ by layer.",
+)
+@option("--overwrite", is_flag=True, heading=WRITE, help="Replace OUT when all is done.")
+@option("--dry-run", is_flag=True, heading=WRITE, help="Plan and report; write nothing.")
+@option("--verify", is_flag=True, help="Check pruning against masking, and all formats.")
+@option("--resume", is_flag=True, help="Go on where an interrupted run with this OUT stopped.")
+@option("--recipe", type=FILE, help="Take MODEL and options from a recipe.yaml; others win.")
+@TRUST
+@JSON
+@click.pass_context
+def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
+    """Write a smaller dense version of MODEL to the folder OUT.
+
+    Percentages say what remains. OUT appears only when it is whole; it holds the formats in
+    folders, plan.json (what was kept), recipe.yaml (how to repeat it), report.json and a model
+    card.
+    """
+    console = _console(as_json)
+    with console.working():
+        from prunec.request import prune_options
+        from prunec.show import show_prune
+
+        source = click.core.ParameterSource
+        typed = {
+            name: value
+            for name, value in given.items()
+            if ctx.get_parameter_source(name) is not source.DEFAULT
+        }
+        options = prune_options(typed, as_json=as_json)
+        from prunec.pipeline import prune as run  # heavy: after all that can go wrong at once
+
+        report = run(options, console)
+    if as_json:
+        console.document(report.to_json())
+    else:
+        show_prune(report, console)
+    ctx.exit(int(report.exit_code))
+
+
+@cli.command(
+    "eval",
+    cls=Grouped,
+    short_help="Measure quality, size and latency on a text.",
+    epilog="""
+    prunec eval ./small --data wiki.test.txt
+    prunec eval ./small --data wiki.test.txt --against ./smollm2 --max-windows 10
+    prunec eval small/onnx/model.onnx --data wiki.test.txt --tokenizer ./smollm2 --json
+    """,
+)
+@MODEL
+@option("--data", type=FILE, required=True, help="A text file.")
+@option("--against", metavar="DENSE", help="A model to compare with; encoders need it.")
+@option("--tokenizer", metavar="DIR", help="Where the tokenizer is, when MODEL has none by it.")
+@option("--max-windows", type=int, metavar="N", help="Use the first N windows only.")
+@option("--window", type=int, default=1024, metavar="N", help="Tokens in a window. [1024]")
+@TRUST
+@JSON
+def evaluate(as_json: bool, **given: Any) -> None:
+    """Measure quality, size and latency of MODEL on a text.
+
+    Language models get their perplexity over windows of 1,024 tokens that do not overlap;
+    encoders the cosine similarity of their mean-pooled output to that of DENSE. MODEL may also be
+    an .onnx or TorchScript file, or a folder that `prunec prune` wrote: then every format in it.
+    """
+    console = _console(as_json)
+    with console.working():
+        from prunec.evaluate import EvalOptions
+        from prunec.evaluate import evaluate as run
+        from prunec.show_measured import show_eval
+
+        report = run(EvalOptions(**given), console)
+    if as_json:
+        console.document(report.to_json())
+    else:
+        show_eval(report, console)
+
+
+@cli.command(
+    cls=Grouped,
+    short_help="Measure and compare the latency of models.",
+    epilog="""
+    prunec bench smollm2.onnx small/onnx/model.onnx
+    prunec bench ./smollm2 ./small --runtime torch --batch 4 --length 256 --threads 2
+    """,
+)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@option(
+    "--runtime",
+    type=click.Choice(("onnxruntime", "openvino", "torch")),
+    help="Default: onnxruntime where there is an ONNX file, else torch.",
+)
+@option("--batch", type=int, default=1, metavar="N", help="Sequences at once. [1]")
+@option("--length", type=int, default=128, metavar="N", help="Tokens in each. [128]")
+@option("--threads", type=int, metavar="N", help="Threads to compute with. [all cores]")
+@option("--repeat", type=int, default=10, metavar="N", help="Measurements of each model. [10]")
+@TRUST
+@JSON
+def bench(as_json: bool, **given: Any) -> None:
+    """Measure the latency of every MODEL, in turns, and compare with the first one.
+
+    Turns (A B A B ...) share out what else the machine is doing. The median is reported.
+    """
+    console = _console(as_json)
+    with console.working():
+        from prunec.bench import BenchOptions
+        from prunec.bench import bench as run
+        from prunec.show_measured import show_bench
+
+        report = run(BenchOptions(**given), console)
+    if as_json:
+        console.document(report.to_json())
+    else:
+        show_bench(report, console)
+
+
+def _console(as_json: bool) -> Console:
+    from prunec.console import Console
+
+    return Console(as_json=as_json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line on `argv` (default: the process's) and return its exit code."""
+    from prunec.guard import guarded
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        code = cli.main(arguments, prog_name="prunec", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+
+    return guarded(run, stdout=sys.stdout, as_json="--json" in arguments)

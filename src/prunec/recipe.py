@@ -1,0 +1,257 @@
+"""Recipes: everything needed to repeat a run, as YAML.
+
+The model and the files that a run reads are named with their SHA-256. `--trust-remote-code` is
+never taken from a recipe: whoever runs it decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
+from prunec.options import PruneOptions
+from prunec.target import parse_targets
+
+__all__ = ["Recipe", "check_files", "hash_source", "read_recipe", "write_recipe"]
+
+VERSION = 1
+
+OPTIONS: dict[str, type] = {
+    "targets": list,
+    "method": str,
+    "groups": list,
+    "calibration": str,
+    "calibration_samples": int,
+    "calibration_length": int,
+    "formats": list,
+    "layout": str,
+    "round_to": int,
+    "restore": str,
+    "allocate": str,
+    "plan": str,
+    "seed": int,
+}
+"""What a recipe keeps of PruneOptions, and how YAML holds it."""
+
+PACKAGES = (
+    "prunec", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch",
+    "transformers",
+)  # fmt: skip
+
+MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
+"""What a folder means as a model; its pictures and read-me files may change."""
+
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as read. `options` are fields of PruneOptions; `files` maps the path of each
+    file that the run reads, the model included, to its hash."""
+
+    path: Path
+    model: str
+    options: dict[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_recipe(path: Path, options: PruneOptions, sha256: str) -> None:
+    """Write settled `options`, with the hash of the model (see `hash_source`), and versions."""
+    named = [p for p in (_calibration_file(options), options.plan) if p is not None]
+    written = {
+        "version": VERSION,
+        "model": {"path": _absolute(options.model), "sha256": sha256},
+        "options": {name: _as_yaml(options, name) for name in OPTIONS},
+        "files": {str(p.absolute()): hash_source(p) for p in named},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    import yaml
+
+    text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; raises PrunecError (exit 2) with every mistake found."""
+    content = _load(path)
+    problems = list(_mistakes(content))
+    if problems:
+        located = [Diagnostic(p.code, p.message, str(path), help=p.help) for p in problems]
+        raise PrunecError(located, Exit.USAGE)
+    model = content.get("model", {})
+    given = {k: v for k, v in content.get("options", {}).items() if v is not None}
+    return Recipe(path, model.get("path", ""), _as_fields(given), _hashes(content))
+
+
+def check_files(recipe: Recipe, names: Mapping[str, str]) -> None:
+    """Raise PrunecError (exit 2) when files of the recipe are not what they were.
+
+    `names` maps those that the run takes from the recipe to what they are to the user.
+    """
+    changed = [
+        Diagnostic(
+            "P842",
+            f"the {what} is not what it was when the recipe was written: {name}",
+            str(recipe.path),
+            help=f"give the {what} on the command line to use it as it is now",
+        )
+        for name, what in names.items()
+        if name in recipe.files and Path(name).exists()
+        if hash_source(Path(name)) != recipe.files[name]
+    ]
+    if changed:
+        raise PrunecError(changed, Exit.USAGE)
+
+
+def hash_source(path: Path) -> str:
+    """SHA-256 of a file, of an ONNX file with its external data, or of a model folder.
+
+    A folder's hash covers the names and contents of the files that make it a model.
+    """
+    if path.is_dir():
+        files = [p for p in path.iterdir() if p.suffix in MODEL_FILES and p.is_file()]
+    else:
+        files = [path, *_external_data(path)]
+    if len(files) == 1 and files[0] == path:
+        return _hash_file(path)
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda p: p.name):
+        total.update(f"{file.name}\0{_hash_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _external_data(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold its weights."""
+    if path.suffix != ".onnx":
+        return []
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo
+
+    graph = onnx.load(path, load_external_data=False).graph
+    stored = {ExternalDataInfo(t).location for t in graph.initializer if t.data_location == 1}
+    return [path.parent / name for name in sorted(stored)]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        raise _unreadable(path, "does not exist") from None
+    except OSError as error:
+        raise _unreadable(path, f"cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _unreadable(path, f"is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise _unreadable(path, "is not a recipe")
+    return content
+
+
+def _mistakes(content: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    if content.get("version", VERSION) != VERSION:
+        yield Diagnostic("P841", f"recipe version {content['version']!r} is not known")
+    model = content.get("model", {})
+    if not isinstance(model, dict) or not isinstance(model.get("path", ""), str):
+        yield Diagnostic("P841", "`model` is not an object with a `path`")
+    files = content.get("files", {})
+    if not isinstance(files, dict):
+        yield Diagnostic("P841", "`files` does not map paths to hashes")
+    options = content.get("options", {})
+    if not isinstance(options, dict):
+        yield Diagnostic("P841", "`options` is not an object")
+        return
+    for name, value in options.items():
+        yield from _mistaken_option(name, value)
+
+
+def _mistaken_option(name: Any, value: Any) -> Iterator[Diagnostic]:
+    if name not in OPTIONS:
+        known = ", ".join(OPTIONS)
+        yield Diagnostic("P841", f"unknown option {name!r}", help=f"a recipe may set {known}")
+        return
+    kind = OPTIONS[name]
+    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if kind is list and fits:
+        fits = all(isinstance(item, str) for item in value)
+    if value is not None and not fits:
+        shape = "a list of texts" if kind is list else {int: "a number", str: "a text"}[kind]
+        yield Diagnostic("P841", f"option {name} is not {shape}: {value!r}")
+
+
+def _as_yaml(options: PruneOptions, name: str) -> Any:
+    match name, getattr(options, name):
+        case "targets", targets:
+            return [str(target) for target in targets]
+        case "plan", plan:
+            return None if plan is None else str(plan.absolute())
+        case "calibration", _:
+            file = _calibration_file(options)
+            return options.calibration if file is None else str(file.absolute())
+        case _, tuple() as values:
+            return list(values)
+        case _, value:
+            return value
+
+
+def _as_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML values as values of PruneOptions."""
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    if "targets" in given:
+        fields["targets"] = parse_targets(given["targets"])
+    if "plan" in given:
+        fields["plan"] = Path(given["plan"])
+    return fields
+
+
+def _hashes(content: Mapping[str, Any]) -> dict[str, str]:
+    found = {str(name): str(value) for name, value in content.get("files", {}).items()}
+    model = content.get("model", {})
+    if "path" in model and "sha256" in model:
+        found[model["path"]] = str(model["sha256"])
+    return found
+
+
+def _calibration_file(options: PruneOptions) -> Path | None:
+    named = options.calibration in ("auto", "self", "none")
+    return None if named else Path(options.calibration)
+
+
+def _absolute(model: str) -> str:
+    """A path from the root; a hub id as it is."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.exists() else model
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _unreadable(path: Path, problem: str) -> PrunecError:
+    return fail(
+        "P840",
+        f"recipe {path} {problem}",
+        where="--recipe",
+        help="give the recipe.yaml of an earlier run",
+        exit_code=Exit.USAGE,
+    )

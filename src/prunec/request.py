@@ -1,0 +1,66 @@
+"""From what was typed, and a recipe if there is one, to options that are known to be good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunec.ir.diagnostics import Exit, fail
+from prunec.options import PruneOptions
+from prunec.output import check_output
+from prunec.planfile import read_plan
+from prunec.recipe import Recipe, check_files, read_recipe
+from prunec.target import parse_targets
+
+__all__ = ["prune_options"]
+
+RIVALS = {"targets": "plan", "plan": "targets"}
+"""Of these only one can be given: what is typed displaces the recipe's."""
+
+
+def prune_options(typed: Mapping[str, Any], *, as_json: bool = False) -> PruneOptions:
+    """Settled options. What was typed wins over the recipe, that over defaults.
+
+    All that can be checked without looking into the model is checked here, before any work;
+    raises PrunecError (exit 2). Touches nothing.
+    """
+    given = dict(typed)
+    if "targets" in given:
+        given["targets"] = parse_targets(given["targets"])
+    if "recipe" in given:
+        given = _with_recipe(given, read_recipe(given["recipe"]))
+    if not given.get("model"):
+        raise fail(
+            "P900",
+            "no MODEL given",
+            help="give a model folder, a hub id, or a .gguf or .onnx file; see prunec prune --help",
+            exit_code=Exit.USAGE,
+        )
+    options = PruneOptions(**given, json=as_json).settle()
+    if options.plan is not None:
+        read_plan(options.plan)
+    if options.out is not None and not options.dry_run:
+        check_output(options.out, overwrite=options.overwrite, sources=sources(options))
+    return options
+
+
+def sources(options: PruneOptions) -> list[Path]:
+    """The files and folders that a run reads and must not replace."""
+    named = [Path(options.model).expanduser()]
+    if options.calibration not in ("self", "none"):
+        named.append(Path(options.calibration))
+    return [path for path in named if path.exists()]
+
+
+def _with_recipe(typed: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    taken = {
+        name: value
+        for name, value in recipe.options.items()
+        if name not in typed and RIVALS.get(name) not in typed
+    }
+    if "model" not in typed and recipe.model:
+        taken["model"] = recipe.model
+    what = {"model": "model", "plan": "plan", "calibration": "calibration text"}
+    check_files(recipe, {str(taken[key]): name for key, name in what.items() if key in taken})
+    return {**taken, **typed}

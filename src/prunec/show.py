@@ -1,0 +1,166 @@
+"""Reports as tables for people."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from prunec.console import Console
+from prunec.reports import GroupRow, InspectReport, PinRow, PruneReport, Sizes
+
+__all__ = ["amount", "show_inspect", "show_prune"]
+
+MOST_PLACES = 4
+MOST_REASONS = 20
+
+SIZE_NAMES = {
+    "params": "parameters",
+    "blocks": "parameters in blocks",
+    "bytes": "bytes",
+    "flops": "FLOPs",
+    "activation_bytes": "activation bytes",
+    "kv_cache_bytes": "KV-cache bytes",
+}
+
+NUMBERED = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def amount(value: float) -> str:
+    """Three or four digits that count and a suffix: 134.5M, 1.20G; below a thousand as it is."""
+    for suffix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= scale:
+            return f"{value / scale:.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+def show_inspect(report: InspectReport, console: Console) -> None:
+    """Sizes, groups by role, and what is pinned and why, each summarised."""
+    console.line(f"{report.model}   ({report.source})")
+    sizes = report.sizes
+    title = f"costs at batch {sizes.batch}, length {sizes.length}"
+    console.table(title, ("cost", ">dense"), [(n, amount(v)) for n, v in _sizes(sizes)])
+    free = [group for group in report.groups if not group.pinned]
+    rows = [_role_row(rows) for rows in _alike(free)]
+    columns = ("role", ">size", ">groups", ">layers", ">params per index", "places")
+    console.table("prunable groups", columns, rows)
+    _show_pins(report, console)
+    if report.unknown_ops:
+        ops = sorted(report.unknown_ops.items())
+        console.table("operations without a rule (they pin what they touch)", ("op", ">uses"), ops)
+    if report.seconds:
+        console.line("   ".join(f"{name} {s:.2f} s" for name, s in report.seconds.items()))
+
+
+def show_prune(report: PruneReport, console: Console) -> None:
+    """Dense and pruned side by side, targets, checks and what was written."""
+    how = f"method {report.method}, restore {report.restore}, calibration {report.calibration}"
+    console.line(f"{report.model}   ({how})")
+    pruned = dict(_sizes(report.pruned))
+    rows = [
+        (n, amount(d), amount(pruned[n]), _share(pruned[n], d)) for n, d in _sizes(report.dense)
+    ]
+    console.table("cost", ("", ">dense", ">pruned", ">left"), rows)
+    cut = [g for g in report.groups if g.kept is not None and g.kept < g.size]
+    roles = [_kept_row(groups) for groups in _by_role(cut)]
+    console.table("groups", ("role", ">groups", ">dense", ">kept"), roles)
+    if report.targets:
+        targets = [
+            (t.text, amount(t.limit), amount(t.left), "met" if t.met else "NOT MET")
+            for t in report.targets
+        ]
+        console.table("targets", ("target", ">limit", ">left", ""), targets)
+    if report.checks:
+        checks = [
+            (c.name, f"{c.difference:.1e}", f"{c.allowed:.1e}", "ok" if c.passed else "FAILED")
+            for c in report.checks
+        ]
+        console.table("verification", ("check", ">difference", ">allowed", ""), checks)
+    _show_written(report, console)
+
+
+def _show_written(report: PruneReport, console: Console) -> None:
+    if report.out is None:
+        console.line("dry run: nothing was written")
+        return
+    written = [(f.name, f.path, amount(f.bytes)) for f in report.formats]
+    console.table(f"written to {report.out}", ("format", "path", ">bytes"), written)
+
+
+def _show_pins(report: InspectReport, console: Console) -> None:
+    pins = [
+        *report.pinned,
+        *(PinRow(g.name, _place(g), g.pinned) for g in report.groups if g.pinned),
+    ]
+    if not pins:
+        return
+    counts = Counter(pin.reason for pin in pins)
+    examples = {pin.reason: pin for pin in reversed(pins)}
+    rows = [
+        (reason, count, f"{examples[reason].axis} at {examples[reason].where}")
+        for reason, count in counts.most_common(MOST_REASONS)
+    ]
+    console.table("pinned", ("reason", ">axes", "for example"), rows)
+    if len(counts) > MOST_REASONS:
+        console.line(f"and {len(counts) - MOST_REASONS} more reasons; --json lists everything")
+
+
+def _sizes(sizes: Sizes) -> list[tuple[str, int]]:
+    """The costs that are known, with names for people."""
+    known = [(name, getattr(sizes, field)) for field, name in SIZE_NAMES.items()]
+    return [(name, value) for name, value in known if value]
+
+
+def _alike(groups: Iterable[GroupRow]) -> list[list[GroupRow]]:
+    """Groups that differ by nothing but their layer."""
+
+    def likeness(group: GroupRow) -> tuple[str, int, str]:
+        return (group.role, group.size, " ".join(_patterns(group)))
+
+    ordered = sorted(groups, key=likeness)
+    return [list(rows) for _, rows in groupby(ordered, key=likeness)]
+
+
+def _by_role(groups: Iterable[GroupRow]) -> list[list[GroupRow]]:
+    ordered = sorted(groups, key=lambda group: group.role)
+    return [list(rows) for _, rows in groupby(ordered, key=lambda group: group.role)]
+
+
+def _role_row(groups: Sequence[GroupRow]) -> tuple[object, ...]:
+    first = groups[0]
+    layers = {group.layer for group in groups if group.layer}
+    patterns = _patterns(first)
+    shown = ", ".join(patterns[:MOST_PLACES])
+    more = f", ... ({len(patterns)} in all)" if len(patterns) > MOST_PLACES else ""
+    return (
+        first.role or "-",
+        first.size,
+        len(groups),
+        len(layers) or "-",
+        amount(first.params_per_index),
+        shown + more,
+    )
+
+
+def _kept_row(groups: Sequence[GroupRow]) -> tuple[object, ...]:
+    kept = [group.kept for group in groups if group.kept is not None]
+    return (groups[0].role or "-", len(groups), _span([g.size for g in groups]), _span(kept))
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _patterns(group: GroupRow) -> list[str]:
+    """Places with layer numbers left out, each once: `layers.*.mlp.up_proj.weight[0]`."""
+    return list(dict.fromkeys(f"{NUMBERED.sub('*', name)}[{dim}]" for name, dim in group.places))
+
+
+def _place(group: GroupRow) -> str:
+    return f"{group.places[0][0]}[{group.places[0][1]}]" if group.places else group.layer
+
+
+def _share(left: float, dense: float) -> str:
+    return f"{100 * left / dense:.1f}%" if dense else "-"
