@@ -106,7 +106,7 @@ def _dynamic_shapes(
         rest = next((n for n, p in accepted.items() if p.kind is p.VAR_KEYWORD), None)
         if rest is None:
             raise fail(
-                "P105",
+                "P134",
                 f"{type(module).__name__} takes no input called {key}",
                 help=f"its inputs are {', '.join(accepted)}",
             )
@@ -121,7 +121,7 @@ def _not_exportable(module: nn.Module, error: Exception) -> Exception:
     if not places:
         places = _own_frames(error)
     return fail(
-        "P101",
+        "P130",
         f"torch.export cannot trace {type(module).__name__}: {message}",
         where=places[-1] if places else type(module).__name__,
         help="make the forward pass independent of tensor values, or trace an inner module",

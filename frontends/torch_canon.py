@@ -158,7 +158,8 @@ def _keeps_type(call: Call) -> bool:
 def _slice(call: Call) -> Call | Ref:
     source, dim = call.args[0], call.arg(1, 0)
     known = call.type_of(source)
-    assert known is not None and isinstance(dim, int)
+    assert known is not None
+    assert isinstance(dim, int)
     extent = known.shape[dim]
     start = _bound(call.arg(2), extent, default=0)
     end = _bound(call.arg(3), extent, default=None)

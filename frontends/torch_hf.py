@@ -27,7 +27,7 @@ def trace_hf(model: Any, *, extra_inputs: tuple[str, ...] = (), name: str | None
     `token_type_ids`. The model is left as it was found.
     """
     example, dynamic = example_inputs(model, extra_inputs)
-    with _plain_outputs(model.config), _batched_experts(model):
+    with _plain_outputs(model), _batched_experts(model):
         return trace(model, example, dynamic=dynamic, name=name or type(model).__name__)
 
 
@@ -54,7 +54,7 @@ def example_inputs(
         add(main, shape, dims, model.dtype)
     else:
         raise fail(
-            "P105",
+            "P134",
             f"no example input is known for {main}",
             where=type(model).__name__,
             help="use the Python API: trace(module, example inputs)",
@@ -107,11 +107,12 @@ _SETTINGS = {
 
 
 @contextmanager
-def _plain_outputs(config: Any) -> Iterator[None]:
-    """Within the block no configuration asks for a cache of keys and values."""
+def _plain_outputs(model: nn.Module) -> Iterator[None]:
+    """Within the block all configurations say the same, also the copies that submodules hold."""
+    held = [c for m in model.modules() if hasattr(m, "config") for c in _configs(m.config)]
     saved = [
         (c, field, vars(c)[field])
-        for c in _configs(config)
+        for c in {id(c): c for c in held}.values()
         for field in _SETTINGS
         if field in vars(c)
     ]

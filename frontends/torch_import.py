@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import numpy.typing as npt
 import sympy
 import torch
@@ -20,6 +18,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.printers import PythonPrinter
 
+from prunec.frontends.tensors import to_numpy
 from prunec.frontends.torch_canon import Call, canonical
 from prunec.ir.diagnostics import Diagnostic, fail
 from prunec.ir.graph import Arg, Attr, Dim, Graph, Loc, Op, Parameter, Ref, TensorType, Value
@@ -148,7 +147,7 @@ def _name_symbols(
                 continue
             warnings.append(
                 Diagnostic(
-                    "P102",
+                    "P131",
                     f"the model fixes dimension {dim} of input {key} ({name}) to {expr}",
                     where=f"input {key}",
                     help="the exported model will only accept that size; a batched call needs "
@@ -231,7 +230,7 @@ class _Importer:
                 case InputKind.CONSTANT_TENSOR:
                     self._constant(node, str(spec.target))
                 case _:
-                    raise fail("P103", f"the exported program takes a {spec.kind.name.lower()}")
+                    raise fail("P132", f"the exported program takes a {spec.kind.name.lower()}")
 
     def _input(self, node: fx.Node) -> None:
         value = Value("%" + node.name, self._type(node.meta["val"]))
@@ -247,12 +246,12 @@ class _Importer:
             return
         if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
             raise fail(
-                "P104",
+                "P133",
                 f"the value of the constant {name} is not known: it was made on the meta device",
                 where=name,
                 help="register the tensor as a buffer, or build the module on the CPU",
             )
-        self.constants[name] = _numpy(tensor)
+        self.constants[name] = to_numpy(tensor)
 
     def _call(self, node: fx.Node) -> None:
         target = node.target
@@ -321,7 +320,7 @@ class _Importer:
                 return Attr("memory_format", str(arg).removeprefix("torch."))
             case complex():
                 return Attr("complex", repr(arg))
-        raise fail("P103", f"an argument of type {type(arg).__name__} cannot be represented")
+        raise fail("P132", f"an argument of type {type(arg).__name__} cannot be represented")
 
     def _type(self, value: Any) -> TensorType:
         if not isinstance(value, torch.Tensor):
@@ -375,7 +374,7 @@ def _op_name(target: Any) -> str:
         return str(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
         raise fail(
-            "P103",
+            "P132",
             f"the exported program contains control flow ({target})",
             help="trace a module whose forward pass is straight-line code",
         )
@@ -423,9 +422,3 @@ def _path_name(path: tuple[Any, ...]) -> str:
         parts.append(str(inner))
     text = "_".join(parts)
     return f"output_{text}" if text.isdigit() else text or "output"
-
-
-def _numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    if tensor.dtype is torch.bfloat16:
-        return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return np.asarray(tensor.detach().numpy())
