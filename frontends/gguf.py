@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from prunec.ir.diagnostics import PrunecError, fail
 
@@ -82,7 +83,7 @@ def _convert(path: Path, folder: Path) -> None:
 
     quiet()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
         )
         tokenizer = AutoTokenizer.from_pretrained(

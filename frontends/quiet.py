@@ -11,7 +11,7 @@ __all__ = ["quiet"]
 
 def quiet() -> None:
     """Errors only from transformers and the hub; what matters to users becomes a diagnostic."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as untyped
 
     transformers_logging: Any = untyped

@@ -21,7 +21,7 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -180,7 +180,7 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
 def _entry(name: str, item: object, path: Path) -> _Range:
     if not isinstance(item, dict):
         raise _broken(path, f"tensor {name} has no description")
-    code, shape, offsets = (item.get(key) for key in ("dtype", "shape", "data_offsets"))
+    code, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
     if not isinstance(code, str) or code not in DTYPES:
         raise fail(
             "P104",
@@ -200,8 +200,8 @@ def _entry(name: str, item: object, path: Path) -> _Range:
     return name, entry, begin, end
 
 
-def _naturals(value: object) -> Any:
-    """Truthy when a list of integers of at least 0 (JSON's true is no integer here)."""
+def _naturals(value: object) -> TypeGuard[list[int]]:
+    """A list of integers of at least 0 (JSON's true is no integer here)."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
