@@ -13,13 +13,13 @@ import torch
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Arg, Attr, Op, Ref, references
 
-__all__ = ["compile_op", "literal", "resolve", "returns_many", "to_torch_arg"]
+__all__ = ["compile_op", "literal", "resolve", "returns_many", "size", "to_torch_arg"]
 
 Env = Mapping[str, Any]
 """Values by reference: `%x` and `@model.weight`."""
 
 
-def _size(tensor: torch.Tensor, dim: int) -> int:
+def size(tensor: torch.Tensor, dim: int) -> int:
     return tensor.shape[dim]
 
 
@@ -47,7 +47,7 @@ def resolve(name: str) -> Callable[..., Any]:
     Raises PrunecError when this torch has no such operation.
     """
     if name == "aten.sym_size.int":
-        return _size
+        return size
     namespace, _, rest = name.partition(".")
     if namespace == "py":
         found = _SIZES.get(rest) or getattr(operator, rest, None)
@@ -57,7 +57,7 @@ def resolve(name: str) -> Callable[..., Any]:
         found = getattr(packets, overload or "default", None)
     if found is None:
         raise fail("P201", f"torch {torch.__version__} has no operation {name}", snippet=name)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def literal(attr: Attr) -> Any:

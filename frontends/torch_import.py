@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram

@@ -5,13 +5,12 @@ Sizes are chosen so that no two axes of one model have the same size, where the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 __all__ = ["ZOO", "Entry", "build", "inputs", "tiny"]
 
