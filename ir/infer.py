@@ -21,6 +21,8 @@ from prunec.ir.unify import Axes, AxisId
 __all__ = ["Contraction", "Dialect", "Rule", "Typing", "dim_size", "infer"]
 
 Dims = list[AxisId]
+Factor = AxisId | tuple[int, "Path", int]
+"""A factor of a size computed at run time: an axis, or the literal (op, path, value)."""
 Path = tuple[int | str, ...]
 """Where in an operation a literal stands: argument position or keyword, then list positions."""
 
@@ -52,6 +54,7 @@ class Typing:
     contractions: list[Contraction] = field(default_factory=list)
     normed: dict[int, list[AxisId]] = field(default_factory=dict)
     without_rule: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, list[Factor]] = field(default_factory=dict)
     _index: int = 0
     _symbols: dict[str, AxisId] = field(default_factory=dict)
 
@@ -68,6 +71,7 @@ class Typing:
         for dim in shape:
             axis = self.axes.atom(dim_size(dim, self.graph.symbols))
             if isinstance(dim, str):
+                self.axes.mark(axis, "runtime", "")
                 self.axes.pin(axis, "its size is known at run time only")
             if reason:
                 self.axes.pin(axis, reason)
@@ -99,6 +103,55 @@ class Typing:
     def literal(self, path: Path, *axes: AxisId) -> None:
         """The literal at `path` of the current operation is the sum of the axes' sizes."""
         self.literals[self._index, path] = axes
+
+    def size_argument(self, path: Path, arg: Arg, axis: AxisId) -> None:
+        """An argument says the size of `axis`: a literal follows it, and so does the literal
+        inside a product computed at run time, such as `batch * 6`."""
+        if isinstance(arg, int):
+            if arg > 1:
+                self.literal(path, axis)
+            return
+        static = [f for f in self.axes.factors(axis) if not self._at_run_time(f)]
+        if not static or not isinstance(arg, Ref):
+            return
+        literals = [f for f in self.sizes.get(arg.name, []) if isinstance(f, tuple)]
+        product = self.axes.product(static)
+        if len(literals) == 1 and literals[0][2] == self.axes.size(product):
+            op, where, _ = literals[0]
+            for known in self.literals.setdefault((op, where), (product,)):
+                self.axes.unify(known, product)
+            return
+        if not any(self.axes.find(f) in static for f in self._factors(arg)):
+            self.pin(static, "its size is computed at run time")
+
+    def _factors(self, arg: Ref) -> list[AxisId]:
+        return [
+            part
+            for f in self.sizes.get(arg.name, [])
+            if isinstance(f, int)
+            for part in self.axes.factors(f)
+        ]
+
+    def _at_run_time(self, axis: AxisId) -> bool:
+        leaves = list(self.axes.leaves(axis))
+        return bool(leaves) and all(
+            any(mark.kind == "runtime" for mark in self.axes.marks(leaf)) for leaf in leaves
+        )
+
+    def _size_step(self, op: Op) -> None:
+        """Sizes computed at run time: of which axes and literals they are products."""
+        if op.name == "aten.sym_size.int":
+            self.sizes[op.result] = [self.of(op.args[0])[cast(int, op.args[1])]]
+        elif op.name == "py.mul":
+            found: list[Factor] = []
+            for i, arg in enumerate(op.args):
+                if isinstance(arg, int):
+                    found.append((self._index, (i,), arg))
+                elif isinstance(arg, Ref) and arg.name in self.sizes:
+                    found += self.sizes[arg.name]
+                else:
+                    return
+            self.sizes[op.result] = found
 
     # -- signatures ---------------------------------------------------------------------
 
@@ -189,6 +242,7 @@ class Typing:
 
     def _step(self, op: Op) -> None:
         if all(type_.dtype == "index" for type_ in op.types):
+            self._size_step(op)
             return
         rule = self.dialect.find(op)
         if rule is None:
@@ -196,7 +250,7 @@ class Typing:
             self._give_up(op, f"`{op.name}` has no rule")
             return
         results = rule(self, op)
-        if results is None:
+        if results is None or len(results) != len(op.results):
             self._give_up(op, f"`{op.name}` is used in a form that its rule does not cover")
             return
         for name, type_, dims in zip(op.results, op.types, results, strict=True):

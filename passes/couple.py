@@ -101,16 +101,29 @@ class _Coupler:
 
     def _serves(self, parent: _Atom, child: _Atom) -> bool:
         """Every place and value of the child lies inside the parent, which has more."""
-        if not set(child.places) < set(parent.places):
+        if not set(child.places) <= set(parent.places):
             return False
         if any(parent.leaf not in leaves for leaves in self.carriers[child.leaf]):
             return False
-        for place in child.places:
-            axis = self.typing.dims["@" + place.parameter][place.dim]
-            order = list(self.typing.axes.leaves(axis))
-            if order.index(parent.leaf) > order.index(child.leaf):
-                return False
-        return True
+        dims = [self.typing.dims["@" + p.parameter][p.dim] for p in parent.places]
+        counts = [self._occurrences(axis, parent.leaf, child.leaf) for axis in dims]
+        return all(inside == total for _, total, inside in counts) and any(
+            outer > total for outer, total, _ in counts
+        )
+
+    def _occurrences(self, axis: AxisId, parent: AxisId, child: AxisId) -> tuple[int, int, int]:
+        """How often the parent occurs, the child, and the child with the parent outside it."""
+        axes = self.typing.axes
+        kind = axes.kind(axis)
+        if kind == "atom":
+            return int(axes.find(axis) == parent), int(axes.find(axis) == child), 0
+        parts = axes.factors(axis) if kind == "product" else axes.terms(axis)
+        counts = [self._occurrences(part, parent, child) for part in parts]
+        inside = sum(count[2] for count in counts)
+        if kind == "product":
+            outside = next((i for i, count in enumerate(counts) if count[0]), len(counts))
+            inside += sum(count[1] - count[2] for count in counts[outside + 1 :])
+        return sum(c[0] for c in counts), sum(c[1] for c in counts), inside
 
     # -- names --------------------------------------------------------------------------
 

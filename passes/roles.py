@@ -114,7 +114,7 @@ def _residuals(typing: Typing, evidence: Evidence) -> None:
     """Mark axes of sums in which one operand was computed from the other by a layer."""
     graph = typing.graph
     layers = {contraction.op for contraction in typing.contractions}
-    for position, op in enumerate(graph.ops):
+    for op in graph.ops:
         names = [name for name in dict.fromkeys(op.operands) if name.startswith("%")]
         if not op.pointwise or len(names) != 2 or ".add" not in op.name:
             continue
@@ -124,7 +124,6 @@ def _residuals(typing: Typing, evidence: Evidence) -> None:
             continue
         for axis in typing.dims.get(op.results[0], []):
             evidence.residual.update(typing.axes.leaves(axis))
-        del position
 
 
 def _through_layer(graph: Graph, start: int, stop: int, target: str, layers: set[int]) -> bool:

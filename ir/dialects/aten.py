@@ -139,4 +139,7 @@ RULES: dict[str, Rule] = {
     "aten.copy": rules.copy,
 }
 
+# pointwise, though torch does not tag them so
+RULES |= dict.fromkeys(("aten.where", "aten.masked_fill", "aten.prelu_kernel"), rules.pointwise)
+
 ATEN = Dialect(SIGNATURES, RULES, rules.pointwise)

@@ -71,8 +71,7 @@ def _sized(t: Typing, op: Op, position: int, dims: Dims) -> None:
     """The size list of an operation follows from the axes of its result."""
     sizes = argument(op, position, "size")
     for i, size in enumerate(cast(tuple[Arg, ...], sizes)):
-        if isinstance(size, int) and size > 1:
-            t.literal((*_path(op, position, "size"), i), dims[i])
+        t.size_argument((*_path(op, position, "size"), i), size, dims[i])
 
 
 def filled(t: Typing, op: Op) -> list[Dims]:
@@ -293,8 +292,7 @@ def reshape(t: Typing, op: Op) -> list[Dims]:
         first, path = 0, _path(op, 1, "size" if "size" in dict(op.kwargs) else "shape")
         sizes = cast(tuple[Arg, ...], argument(op, 1, cast(str, path[-1])))
     for i, size in enumerate(sizes):
-        if isinstance(size, int) and size > 1:
-            t.literal((*path, i), dims[first + i])
+        t.size_argument((*path, i), size, dims[first + i])
     return [dims]
 
 
@@ -306,9 +304,7 @@ def expand(t: Typing, op: Op) -> list[Dims]:
     for i in range(len(shape)):
         if i >= new and t.axes.size(x[i - new]) > 1:
             dims[i] = x[i - new]
-        size = sizes[i]
-        if isinstance(size, int) and size > 1:
-            t.literal((*_path(op, 1, "size"), i), dims[i])
+        t.size_argument((*_path(op, 1, "size"), i), sizes[i], dims[i])
     return [dims]
 
 
@@ -336,6 +332,7 @@ def _times(t: Typing, op: Op, axis: AxisId, dim: int) -> AxisId:
     total = dim_size(op.types[0].shape[dim], t.graph.symbols)
     outer = t.axes.atom(total // t.axes.size(axis))
     if isinstance(op.types[0].shape[dim], str):
+        t.axes.mark(outer, "runtime", "")
         t.axes.pin(outer, "its size is known at run time only")
     return outer
 

@@ -1,0 +1,85 @@
+"""Run a program operation by operation with torch, values freed after their last use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from prunec.backends.tensors import as_tensor
+from prunec.backends.torch_ops import compile_op
+from prunec.ir.graph import Graph, Op
+
+__all__ = ["Env", "Lifetimes", "Program", "execute"]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Env = dict[str, Any]
+Step = Callable[[Env], tuple[Any, ...]]
+
+
+class Lifetimes:
+    """Which values die after each operation, parameters included."""
+
+    def __init__(self, graph: Graph) -> None:
+        outputs = {value for _, value in graph.outputs}
+        self.dying: list[list[str]] = [[] for _ in graph.ops]
+        for name, where in graph.uses.items():
+            if name not in outputs:
+                self.dying[where[-1]].append(name)
+        for i, op in enumerate(graph.ops):
+            unused = [r for r in op.results if r not in graph.uses and r not in outputs]
+            self.dying[i] += unused
+
+
+class Program:
+    """A compiled graph over a store of weights, which are opened when first needed."""
+
+    def __init__(self, graph: Graph, weights: Arrays) -> None:
+        self.graph, self.weights = graph, weights
+        self.steps: list[Step] = [compile_op(op) for op in graph.ops]
+        self.dying = Lifetimes(graph).dying
+
+    def parameter(self, ref: str) -> torch.Tensor:
+        """The tensor a `@name` stands for, in the dtype that the program computes with."""
+        return as_tensor(self.weights[ref[1:]])
+
+    def operands(self, op: Op, env: Env) -> Env:
+        """Open the parameters that an operation uses."""
+        for name in op.operands:
+            if name.startswith("@") and name not in env:
+                env[name] = self.parameter(name)
+        return env
+
+    def advance(self, env: Env, start: int, stop: int) -> None:
+        """Run operations `start` to `stop` (exclusive) in place."""
+        ops, steps = self.graph.ops, self.steps
+        for i in range(start, stop):
+            op = ops[i]
+            results = steps[i](self.operands(op, env))
+            for name, value in zip(op.results, results, strict=True):
+                env[name] = value
+            for name in self.dying[i]:
+                env.pop(name, None)
+
+    def start(self, inputs: Mapping[str, Any]) -> Env:
+        """The environment of one batch, keyed by input name without its sigil."""
+        return {
+            value.name: torch.as_tensor(inputs[value.name[1:]]) for value in self.graph.inputs
+        }
+
+    def outputs(self, env: Env) -> dict[str, torch.Tensor]:
+        return {name: env[value] for name, value in self.graph.outputs}
+
+
+@torch.no_grad()
+def execute(
+    graph: Graph, weights: Arrays, batches: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The outputs by name for each batch of inputs by name."""
+    program = Program(graph, weights)
+    for batch in batches:
+        env = program.start(batch)
+        program.advance(env, 0, len(graph.ops))
+        yield program.outputs(env)
