@@ -35,7 +35,8 @@ FORMATS = ("hf", "onnx", "torchscript")
 LAYOUTS = ("uniform", "per-layer")
 ALLOCATORS = ("uniform", "global")
 ROLES = (
-    "neuron", "query_head", "kv_head", "head_dim", "channel", "expert", "hidden", "vocab", "rank",
+    "neuron", "query_head", "kv_head", "head", "head_dim", "channel", "expert", "hidden", "vocab",
+    "rank", "feature",
 )  # fmt: skip
 """Roles of groups that `--groups` may name; what a model has of them `inspect` tells."""
 

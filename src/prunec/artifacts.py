@@ -1,0 +1,97 @@
+"""What can be run at a path: a model in one format, or each format in a folder of prunec's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunec.ir.diagnostics import Exit, fail
+from prunec.output import Formats
+from prunec.runners import Runner, open_hf, open_onnx, open_openvino, open_torchscript
+
+__all__ = ["RUNTIMES", "Artifact", "find_artifacts", "for_runtime"]
+
+RUNTIMES = ("onnxruntime", "openvino", "torch")
+
+TORCHSCRIPT_SUFFIXES = {".pt", ".ts", ".torchscript"}
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model in one format. `name` is what the user called it, with the format when there are
+    several; `runtime` is what runs it unless another is asked for."""
+
+    name: str
+    kind: str
+    location: str
+    runtime: str
+    trust_remote_code: bool = False
+
+    def open(self, threads: int | None = None, runtime: str | None = None) -> Runner:
+        path = Path(self.location)
+        openers: dict[tuple[str, str], Callable[[], Runner]] = {
+            ("onnx", "onnxruntime"): lambda: open_onnx(path, threads),
+            ("onnx", "openvino"): lambda: open_openvino(path, threads),
+            ("torchscript", "torch"): lambda: open_torchscript(path, threads),
+            ("hf", "torch"): lambda: open_hf(
+                self.location, threads, trust_remote_code=self.trust_remote_code
+            ),
+        }
+        return openers[self.kind, runtime or self.runtime]()
+
+    def tokenizer(self) -> Path | None:
+        """The folder with the tokenizer that belongs to it, if it is where prunec puts it."""
+        path = Path(self.location)
+        beside = [path.parent, path.parent.parent / Formats.HF, path.parent.parent]
+        folders = [path] if path.is_dir() else beside
+        return next((f for f in folders if any((f / n).is_file() for n in TOKENIZERS)), None)
+
+
+def find_artifacts(model: str, *, trust_remote_code: bool = False) -> tuple[Artifact, ...]:
+    """The models at MODEL: one, or one for each format of a folder that prunec wrote."""
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".onnx":
+        return (Artifact(model, "onnx", str(path), "onnxruntime"),)
+    if path.is_file() and path.suffix in TORCHSCRIPT_SUFFIXES:
+        return (Artifact(model, "torchscript", str(path), "torch"),)
+    if path.is_dir() and not (path / "config.json").is_file():
+        found = tuple(_formats(model, path, trust_remote_code))
+        if found:
+            return found
+    return (
+        Artifact(model, "hf", str(path) if path.exists() else model, "torch", trust_remote_code),
+    )
+
+
+def for_runtime(found: tuple[Artifact, ...], model: str, runtime: str | None) -> Artifact:
+    """The artifact to measure: the one that `runtime` can run; without one, ONNX goes first."""
+    preferred = {None: ("onnx", "hf", "torchscript"), "torch": ("hf", "torchscript")}
+    kinds = preferred.get(runtime, ("onnx",))
+    for kind in kinds:
+        for artifact in found:
+            if artifact.kind == kind:
+                return artifact
+    here = ", ".join(sorted({artifact.kind for artifact in found}))
+    raise fail(
+        "P864",
+        f"{runtime} runs {' and '.join(kinds)}, and {model} is {here}",
+        where="--runtime",
+        help="write it with `prunec prune --format onnx,hf`, or choose another runtime",
+        exit_code=Exit.USAGE,
+    )
+
+
+def _formats(model: str, folder: Path, trust: bool) -> list[Artifact]:
+    layout = (
+        ("hf", Formats.HF, "torch"),
+        ("onnx", Formats.ONNX, "onnxruntime"),
+        ("torchscript", Formats.TORCHSCRIPT, "torch"),
+    )
+    return [
+        Artifact(f"{model.rstrip('/')}/{kind}", kind, str(folder / place), runtime, trust)
+        for kind, place, runtime in layout
+        if (folder / place).exists()
+    ]

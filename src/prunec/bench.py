@@ -1,0 +1,145 @@
+"""Latency of models, measured in turns, so that whatever else the machine does meets them all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prunec.artifacts import find_artifacts, for_runtime
+from prunec.feeds import Feeds, example_feeds
+from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
+from prunec.progress import Progress
+from prunec.reports import plain
+from prunec.runners import Runner
+
+__all__ = ["BenchOptions", "BenchReport", "BenchRow", "bench", "measure"]
+
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `prunec bench` is asked to measure; `threads` None leaves it to the runtime."""
+
+    models: tuple[str, ...]
+    runtime: str | None = None
+    batch: int = 1
+    length: int = 128
+    threads: int | None = None
+    repeat: int = 10
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One model. `speedup` is the first model's median over this one's; times in seconds."""
+
+    model: str
+    kind: str
+    runtime: str
+    params: int
+    bytes: int
+    median: float
+    fastest: float
+    slowest: float
+    tokens_per_second: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What `prunec bench` measured."""
+
+    batch: int
+    length: int
+    threads: int | None
+    repeat: int
+    rows: tuple[BenchRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        found = plain(asdict(self))
+        assert isinstance(found, dict)
+        return found
+
+
+def bench(options: BenchOptions, progress: Progress) -> BenchReport:
+    """Measure every model; raises PrunecError for what cannot be run."""
+    _check(options)
+    chosen = [
+        for_runtime(
+            find_artifacts(model, trust_remote_code=options.trust_remote_code),
+            model,
+            options.runtime,
+        )
+        for model in options.models
+    ]
+    runtimes = [options.runtime or artifact.runtime for artifact in chosen]
+    if len(set(runtimes)) > 1:
+        problem = f"the models run in different runtimes: {', '.join(sorted(set(runtimes)))}"
+        progress.warn(Diagnostic("P865", problem, help="choose one with --runtime"))
+    runners = []
+    for artifact, runtime in zip(chosen, runtimes, strict=True):
+        with progress.step(f"loading {artifact.name}"):
+            runners.append(artifact.open(options.threads, runtime))
+    with progress.step("measuring", total=options.repeat) as advance:
+        feeds = [
+            example_feeds(r.inputs, batch=options.batch, length=options.length) for r in runners
+        ]
+        times = measure(runners, feeds, options.repeat, advance)
+    medians = [statistics.median(taken) for taken in times]
+    tokens = options.batch * options.length
+    rows = tuple(
+        BenchRow(
+            artifact.name,
+            artifact.kind,
+            runtime,
+            runner.params,
+            runner.bytes,
+            median,
+            min(taken),
+            max(taken),
+            tokens / median,
+            medians[0] / median,
+        )
+        for artifact, runtime, runner, taken, median in zip(
+            chosen, runtimes, runners, times, medians, strict=True
+        )
+    )
+    return BenchReport(options.batch, options.length, options.threads, options.repeat, rows)
+
+
+def measure(
+    runners: Sequence[Runner], feeds: Sequence[Feeds], repeat: int, advance: Any = None
+) -> list[list[float]]:
+    """Seconds of `repeat` runs of each model, taken in turns: A B C, A B C, ..."""
+    pairs = list(zip(runners, feeds, strict=True))
+    for runner, feed in pairs * WARM_UP:
+        runner.run(feed)
+    times: list[list[float]] = [[] for _ in pairs]
+    for _ in range(repeat):
+        for taken, (runner, feed) in zip(times, pairs, strict=True):
+            start = time.perf_counter()
+            runner.run(feed)
+            taken.append(time.perf_counter() - start)
+        if advance is not None:
+            advance(1)
+    return times
+
+
+def _check(options: BenchOptions) -> None:
+    counts = {
+        "--batch": options.batch,
+        "--length": options.length,
+        "--repeat": options.repeat,
+        "--threads": 1 if options.threads is None else options.threads,
+    }
+    problems = [
+        Diagnostic("P811", f"{name} must be at least 1, not {value}", name)
+        for name, value in counts.items()
+        if value < 1
+    ]
+    if problems:
+        raise PrunecError(problems, Exit.USAGE)

@@ -1,0 +1,233 @@
+"""Quality of a model on a text: perplexity of language models, similarity of encoders.
+
+Protocol: the text is lightly detokenised if it is word-tokenised, tokenised as a whole without
+special tokens and cut into windows of 1,024 tokens that do not overlap; a rest that does not fill
+a window is left out. Where the tokenizer itself starts a text with a beginning-of-sequence token,
+every window starts with one in place of a 1,024th token. The perplexity is the exponential of the
+mean negative log-likelihood of every token but the first of each window.
+
+Whether a model is a language model is found by running it: a later token must not change what it
+says at earlier ones.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunec.artifacts import Artifact, find_artifacts
+from prunec.bench import measure
+from prunec.corpus import Corpus, read_corpus
+from prunec.feeds import Array, example_feeds, token_feeds
+from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
+from prunec.progress import Progress
+from prunec.reports import plain
+from prunec.runners import Runner
+
+__all__ = ["EvalOptions", "EvalReport", "EvalRow", "evaluate", "perplexity"]
+
+LATENCY_LENGTH = 128
+LATENCY_REPEAT = 5
+PROBE = 16
+ROWS = 128
+"""Positions whose logits are turned into float64 at once."""
+
+Predict = Callable[[Array], Array]
+"""Token ids (batch, length) to the model's first output (batch, length, features)."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What `prunec eval` is asked to measure."""
+
+    model: str
+    data: Path
+    against: str | None = None
+    tokenizer: str | None = None
+    max_windows: int | None = None
+    window: int = 1024
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """One model. `perplexity` of language models, `similarity` (cosine, to the dense model) of
+    others; `latency` in seconds at batch 1."""
+
+    model: str
+    kind: str
+    params: int
+    bytes: int
+    latency: float
+    perplexity: float | None = None
+    similarity: float | None = None
+    dense: bool = False
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What `prunec eval` measured, the dense model first when there is one."""
+
+    data: str
+    window: int
+    windows: int
+    latency_length: int
+    rows: tuple[EvalRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        found = plain(asdict(self))
+        assert isinstance(found, dict)
+        return found
+
+
+def evaluate(options: EvalOptions, progress: Progress) -> EvalReport:
+    """Measure every format at MODEL, and the dense model when one is given."""
+    _check(options)
+    trust = options.trust_remote_code
+    found = find_artifacts(options.model, trust_remote_code=trust)
+    dense = find_artifacts(options.against, trust_remote_code=trust)[:1] if options.against else ()
+    with progress.step("reading the text"):
+        corpus = read_corpus(
+            options.data,
+            (*found, *dense),
+            tokenizer=options.tokenizer,
+            window=options.window,
+            most=options.max_windows,
+        )
+    length = min(LATENCY_LENGTH, corpus.windows.shape[1])
+    reference: Array | None = None
+    rows = []
+    for position, artifact in enumerate((*dense, *found)):
+        with progress.step(f"evaluating {artifact.name}", total=len(corpus.windows)) as advance:
+            row, pooled = _measure(artifact, corpus, reference, length, advance)
+        if position < len(dense):
+            reference, row = pooled, replace(row, dense=True)
+        rows.append(row)
+    count, window = corpus.windows.shape
+    return EvalReport(str(options.data), window, count, length, tuple(rows))
+
+
+def perplexity(
+    predict: Predict, windows: Array, advance: Callable[[int], None] | None = None
+) -> float:
+    """Perplexity over `windows` (count, length) of a model that maps tokens to logits."""
+    total, count = 0.0, 0
+    for window in windows:
+        logits = predict(window[None])[0]
+        for losses in _losses(logits[:-1], window[1:]):
+            total += float(losses.sum())
+            count += losses.size
+        if advance is not None:
+            advance(1)
+    mean = total / count
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def _losses(logits: Array, targets: Array) -> Iterator[Array]:
+    """Negative log-likelihoods in float64, a few positions at a time."""
+    for start in range(0, len(targets), ROWS):
+        rows = logits[start : start + ROWS].astype(np.float64)
+        rows -= rows.max(-1, keepdims=True)
+        chosen = np.take_along_axis(rows, targets[start : start + ROWS, None], -1)[:, 0]
+        yield np.log(np.exp(rows).sum(-1)) - chosen
+
+
+def _measure(
+    artifact: Artifact,
+    corpus: Corpus,
+    reference: Array | None,
+    length: int,
+    advance: Callable[[int], None],
+) -> tuple[EvalRow, Array | None]:
+    """A row, and the pooled outputs of a model that is no language model."""
+    runner = artifact.open()
+    predict = _predictor(runner, artifact)
+    confusion = similarity = pooled = None
+    if _is_language_model(runner, predict, corpus):
+        confusion = perplexity(predict, corpus.windows, advance)
+    else:
+        pooled = _pooled(predict, corpus.windows, advance)
+        similarity = None if reference is None else _similarity(pooled, reference, artifact)
+    feeds = example_feeds(runner.inputs, batch=1, length=length)
+    (times,) = measure([runner], [feeds], LATENCY_REPEAT)
+    latency = statistics.median(times)
+    sizes = (runner.params, runner.bytes)
+    return EvalRow(artifact.name, artifact.kind, *sizes, latency, confusion, similarity), pooled
+
+
+def _predictor(runner: Runner, artifact: Artifact) -> Predict:
+    def predict(tokens: Array) -> Array:
+        return _sequence(runner.run(token_feeds(runner.inputs, tokens)), artifact)[1]
+
+    return predict
+
+
+def _sequence(outputs: dict[str, Array], artifact: Artifact) -> tuple[str, Array]:
+    """The output that has one vector for every token: the first of three dimensions."""
+    for name, value in outputs.items():
+        if value.ndim == 3 and np.issubdtype(value.dtype, np.floating):
+            return name, value
+    raise fail(
+        "P854",
+        "the model has no output with a vector for every token",
+        where=artifact.location,
+        help="eval measures language models and encoders; bench measures any model",
+    )
+
+
+def _is_language_model(runner: Runner, predict: Predict, corpus: Corpus) -> bool:
+    """Scores for every token of the vocabulary that do not depend on later tokens."""
+    tokens = corpus.windows[:1, :PROBE]
+    name, first = next(
+        (name, value)
+        for name, value in runner.run(token_feeds(runner.inputs, tokens)).items()
+        if value.ndim == 3
+    )
+    named_otherwise = name != "logits" and not name.isdigit()
+    if named_otherwise or first.shape[-1] <= corpus.windows.max():
+        return False
+    changed = tokens.copy()
+    changed[:, -1] = tokens[:, 0] if tokens[0, -1] != tokens[0, 0] else (tokens[:, 0] == 0)
+    before, after = first[:, :-1], predict(changed)[:, :-1]
+    return bool(np.abs(after - before).max() <= 1e-3 * np.abs(before).max())
+
+
+def _pooled(predict: Predict, windows: Array, advance: Callable[[int], None]) -> Array:
+    """The mean output of each window, shape (windows, features)."""
+    means = []
+    for window in windows:
+        means.append(predict(window[None])[0].mean(0, dtype=np.float64))
+        advance(1)
+    return np.stack(means)
+
+
+def _similarity(pooled: Array, reference: Array, artifact: Artifact) -> float:
+    if pooled.shape != reference.shape:
+        raise fail(
+            "P855",
+            f"outputs of {pooled.shape[1]} features do not compare with {reference.shape[1]}",
+            where=artifact.location,
+            help="give the dense model that this one was made from with --against",
+            exit_code=Exit.USAGE,
+        )
+    norms = np.linalg.norm(pooled, axis=1) * np.linalg.norm(reference, axis=1)
+    return float(((pooled * reference).sum(1) / norms).mean())
+
+
+def _check(options: EvalOptions) -> None:
+    counts = {"--max-windows": options.max_windows or 1, "--window": options.window - 1}
+    if options.max_windows == 0:
+        counts["--max-windows"] = 0
+    problems: Sequence[Diagnostic] = [
+        Diagnostic("P811", f"{name} is too small", name, help="at least 1 window of 2 tokens")
+        for name, value in counts.items()
+        if value < 1
+    ]
+    if problems:
+        raise PrunecError(problems, Exit.USAGE)

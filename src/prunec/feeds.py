@@ -1,0 +1,80 @@
+"""Inputs for a model of any kind, made from the names, dtypes and shapes that it declares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunec.ir.diagnostics import fail
+
+__all__ = ["Array", "Feeds", "InputSpec", "example_feeds", "token_feeds"]
+
+Array = npt.NDArray[Any]
+Feeds = dict[str, Array]
+
+TOKENS = "input_ids"
+SAFE_TOKENS = 32
+"""Token ids below this are in every vocabulary; which ones makes no difference to the time."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input: texts in `shape` are dynamic sizes, the first dimension being the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def takes_tokens(self) -> bool:
+        return self.name.endswith(TOKENS)
+
+
+def example_feeds(specs: Sequence[InputSpec], *, batch: int, length: int, seed: int = 0) -> Feeds:
+    """Inputs at a batch size and sequence length, the same for every model given one seed."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, SAFE_TOKENS, (batch, length))
+    return _filled(specs, tokens, rng)
+
+
+def token_feeds(specs: Sequence[InputSpec], tokens: Array) -> Feeds:
+    """Inputs for given tokens, shape (batch, length); raises PrunecError for models of no text."""
+    if not any(spec.takes_tokens for spec in specs):
+        names = ", ".join(spec.name for spec in specs)
+        raise fail(
+            "P853",
+            f"the model does not read text: its inputs are {names}",
+            help="eval measures models that take input_ids; bench measures any",
+        )
+    return _filled(specs, tokens, np.random.default_rng(0))
+
+
+def _filled(specs: Sequence[InputSpec], tokens: Array, rng: np.random.Generator) -> Feeds:
+    return {spec.name: _value(spec, tokens, rng) for spec in specs}
+
+
+def _value(spec: InputSpec, tokens: Array, rng: np.random.Generator) -> Array:
+    if spec.takes_tokens and len(spec.shape) == 2:
+        return tokens.astype(spec.dtype)
+    shape = tuple(_size(spec, i, tokens.shape) for i in range(len(spec.shape)))
+    if "mask" in spec.name:
+        return np.ones(shape, spec.dtype)
+    if "position" in spec.name:
+        return np.broadcast_to(np.arange(shape[-1], dtype=spec.dtype), shape).copy()
+    if np.issubdtype(np.dtype(spec.dtype), np.floating):
+        return rng.standard_normal(shape).astype(spec.dtype)
+    return np.zeros(shape, spec.dtype)
+
+
+def _size(spec: InputSpec, dim: int, tokens: tuple[int, ...]) -> int:
+    """Static sizes as they are; dynamic ones are the batch, the length, or an empty past."""
+    size = spec.shape[dim]
+    if isinstance(size, int):
+        return size
+    if dim == 0:
+        return tokens[0]
+    return 0 if spec.name.startswith("past") else tokens[1]

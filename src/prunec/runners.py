@@ -1,0 +1,232 @@
+"""Run a model, whatever its format, behind one interface: named arrays in, named arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunec.feeds import Array, Feeds, InputSpec
+from prunec.ir.diagnostics import PrunecError, fail
+
+__all__ = ["Runner", "open_hf", "open_onnx", "open_openvino", "open_torchscript"]
+
+DTYPES = {
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+}
+"""What ONNX Runtime calls the types that NumPy has too."""
+
+ERRORS_ONLY = 3
+"""ONNX Runtime's log severity."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A model that is ready to run. `bytes` are those of its files on disk; `params` counts
+    distinct parameters. `run` returns every output in the order of the model."""
+
+    kind: str
+    path: str
+    inputs: tuple[InputSpec, ...]
+    run: Callable[[Feeds], dict[str, Array]]
+    params: int
+    bytes: int
+
+
+def open_onnx(path: Path, threads: int | None = None) -> Runner:
+    """An ONNX file in ONNX Runtime on the CPU."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = ERRORS_ONLY
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+    _must_exist(path)
+    try:
+        session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions derive from Exception alone
+        raise _unreadable(path, "ONNX Runtime", error) from error
+    specs = tuple(
+        InputSpec(i.name, _dtype(i.type, path), _dims(i.shape)) for i in session.get_inputs()
+    )
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    params, size = _onnx_sizes(path)
+    return Runner("onnx", str(path), specs, run, params, size)
+
+
+def open_openvino(path: Path, threads: int | None = None) -> Runner:
+    """An ONNX file in OpenVINO on the CPU, in float32."""
+    try:
+        import openvino
+    except ModuleNotFoundError:
+        raise fail(
+            "P862",
+            "OpenVINO is not installed",
+            help="pip install openvino, or --runtime onnxruntime",
+        ) from None
+    _must_exist(path)
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        compiled = openvino.compile_model(path, "CPU", settings)
+    except Exception as error:  # any of its own, and RuntimeError
+        raise _unreadable(path, "OpenVINO", error) from error
+    specs = tuple(
+        InputSpec(
+            port.any_name,
+            str(np.dtype(port.element_type.to_dtype())),
+            tuple("?" if d.is_dynamic else d.get_length() for d in port.partial_shape),
+        )
+        for port in compiled.inputs
+    )
+    names = [port.any_name for port in compiled.outputs]
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        return dict(zip(names, compiled(feeds).values(), strict=True))
+
+    params, size = _onnx_sizes(path)
+    return Runner("openvino", str(path), specs, run, params, size)
+
+
+def open_hf(model: str, threads: int | None = None, *, trust_remote_code: bool = False) -> Runner:
+    """A Hugging Face folder, hub id or .gguf in transformers, in float32 on the CPU."""
+    import torch
+
+    from prunec.frontends.hf import load_model
+    from prunec.frontends.source import resolve
+    from prunec.frontends.torch_hf import example_inputs
+
+    source = resolve(model, trust_remote_code=trust_remote_code)
+    module: Any = load_model(source)
+    _no_cache(module.config)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    examples, dynamic = example_inputs(module)
+    specs = tuple(_spec(name, x, dynamic.get(name) or {}) for name, x in examples.items())
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        with torch.inference_mode():
+            outputs = module(**{name: torch.from_numpy(x) for name, x in feeds.items()})
+        return {k: x.float().numpy() for k, x in outputs.items() if isinstance(x, torch.Tensor)}
+
+    files = source.folder.glob("*.safetensors")
+    size = (
+        sum(f.stat().st_size for f in files) if source.kind == "hf" else source.path.stat().st_size
+    )
+    return Runner("hf", model, specs, run, _distinct(module.parameters()), size)
+
+
+def open_torchscript(path: Path, threads: int | None = None) -> Runner:
+    """A TorchScript file on the CPU. Its inputs are told by the names of its arguments."""
+    import torch
+
+    jit: Any = torch.jit
+    _must_exist(path)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        module: Any = jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise _unreadable(path, "TorchScript", error) from error
+    module.eval()
+    arguments = [a for a in module.forward.schema.arguments if a.name != "self"]
+    specs = tuple(_argument(argument.name) for argument in arguments)
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        with torch.inference_mode():
+            outputs = module(*(torch.from_numpy(feeds[spec.name]) for spec in specs))
+        return {k: x.float().numpy() for k, x in _named(outputs) if isinstance(x, torch.Tensor)}
+
+    return Runner(
+        "torchscript", str(path), specs, run, _distinct(module.parameters()), path.stat().st_size
+    )
+
+
+def _named(outputs: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(outputs, dict):
+        return list(outputs.items())
+    if isinstance(outputs, tuple | list):
+        return [(str(i), x) for i, x in enumerate(outputs)]
+    return [("0", outputs)]
+
+
+def _argument(name: str) -> InputSpec:
+    """TorchScript names its arguments and says no more; pictures and sound need static sizes."""
+    if not name.endswith(("_ids", "_mask")):
+        raise fail(
+            "P863",
+            f"the size of input {name} is not known from a TorchScript file",
+            help="measure the hf or onnx format of the same model",
+        )
+    return InputSpec(name, "int64", ("batch", "length"))
+
+
+def _spec(name: str, example: Any, dynamic: Any) -> InputSpec:
+    sizes = enumerate(example.shape)
+    dtype = str(example.dtype).removeprefix("torch.")
+    return InputSpec(name, dtype, tuple(dynamic.get(i, int(size)) for i, size in sizes))
+
+
+def _no_cache(config: Any) -> None:
+    """A forward pass over a whole text needs no cache of keys and values."""
+    for holder in (config, *vars(config).values()):
+        if hasattr(holder, "use_cache"):
+            holder.use_cache = False
+
+
+def _distinct(parameters: Iterable[Any]) -> int:
+    """Number of parameters, tied ones counted once."""
+    found = {(p.data_ptr(), p.numel()): p.numel() for p in parameters}
+    return sum(found.values())
+
+
+def _onnx_sizes(path: Path) -> tuple[int, int]:
+    """Parameters in an ONNX file, and its bytes with those of its external data."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    model = onnx.load(path, load_external_data=False)
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    held = [t for t in model.graph.initializer if t.data_type in floats and t.dims]
+    stored = {ExternalDataInfo(t).location for t in held if uses_external_data(t)}
+    files = [path, *(path.parent / name for name in stored)]
+    params = sum(int(np.prod(t.dims)) for t in held)
+    return params, sum(file.stat().st_size for file in files)
+
+
+def _dims(shape: Iterable[int | str | None]) -> tuple[int | str, ...]:
+    return tuple(size if isinstance(size, int) else str(size) for size in shape)
+
+
+def _dtype(name: str, path: Path) -> str:
+    if name in DTYPES:
+        return DTYPES[name]
+    raise fail("P863", f"the model has an input of type {name}", where=str(path))
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise fail("P100", "no such file or folder", where=str(path))
+
+
+def _unreadable(path: Path, runtime: str, error: Exception) -> PrunecError:
+    said = " ".join(str(error).split())[:300]
+    return fail(
+        "P861",
+        f"{runtime} cannot load the model: {said}",
+        where=str(path),
+        help="the file is damaged or incomplete; write it again",
+    )
