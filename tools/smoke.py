@@ -121,7 +121,7 @@ def check_outputs(out: Path, dense_parameters: int) -> None:
 
 def main(part: str) -> None:
     """Run one part in a folder of its own."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     if part == "core":
         return core()
     folder = Path(tempfile.mkdtemp(prefix="prunec-smoke-"))
