@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -312,10 +314,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's) and return its exit code."""
     from prunec.guard import guarded
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
-        code = cli.main(arguments, prog_name="prunec", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        if "_PRUNEC_COMPLETE" in os.environ:  # the shell asks for completions
+            return int(cli.main(arguments, prog_name="prunec", standalone_mode=False) or 0)
+        # Not `cli.main`, which has its own ways with Ctrl-C and closed pipes.
+        with cli.make_context("prunec", arguments) as context:
+            cli.invoke(context)
+        return 0
 
     return guarded(run, stdout=sys.stdout, as_json="--json" in arguments)

@@ -79,10 +79,10 @@ class Terminated(BaseException):
 
 def guarded(run: Callable[[], int], *, stdout: TextIO, as_json: bool) -> int:
     """Call `run`, tell what went wrong if something did, and return the exit code."""
-    _raise_on_termination()
     try:
         try:
-            return _flushed(run(), stdout)
+            with _terminable():
+                return _flushed(run(), stdout)
         except BaseException as error:
             code, diagnostics = _judge(error)
             _trace(error)
@@ -93,13 +93,19 @@ def guarded(run: Callable[[], int], *, stdout: TextIO, as_json: bool) -> int:
         return BROKEN_PIPE
 
 
-def _raise_on_termination() -> None:
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _terminate)
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn signals that would end the process into `Terminated`; those ignored stay ignored."""
+    main = threading.current_thread() is threading.main_thread()
+    found = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")) if main else ()
+    taken = [n for n in found if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -142,7 +142,7 @@ class PruneReport:
         return Exit.DONE if met else Exit.NOT_MET
 
     def to_json(self) -> dict[str, Any]:
-        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        checks = [{**plain(asdict(check)), "passed": check.passed} for check in self.checks]
         return {**document(self), "checks": checks, "exit_code": int(self.exit_code)}
 
 
