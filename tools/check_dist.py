@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FOLDERS = {"ir": "ir", "passes": "passes", "frontends": "frontends", "backends": "backends"}
 
 
@@ -41,6 +42,8 @@ def wheel_problems(wheel: Path) -> list[str]:
     for needed in ("/licenses/LICENSE", "/entry_points.txt", "/METADATA"):
         if not any(n.endswith(needed) for n in info):
             problems.append(f"{wheel.name}: no {needed}")
+    if PROJECT.get("readme") != "README.md":
+        problems.append("pyproject.toml: readme is not README.md, so PyPI would show no text")
     return problems
 
 
@@ -69,7 +72,7 @@ def _differences(name: str, expected: set[str], found: set[str]) -> list[str]:
 
 def main(folder: Path) -> int:
     """Print every problem; 1 if there is any."""
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = PROJECT["version"]
     wheel = folder / f"prunec-{version}-py3-none-any.whl"
     sdist = folder / f"prunec-{version}.tar.gz"
     problems = [f"no {path}" for path in (wheel, sdist) if not path.exists()]
