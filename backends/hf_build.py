@@ -7,7 +7,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "Shapes",
     "builder",
     "changed",
+    "cut_layers",
     "few_layers",
     "first_line",
     "meta",
@@ -123,18 +124,31 @@ def few_layers(config: Any, build: Build, full: Shapes) -> Any:
     layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(layers, int):
         return config
-    field = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    data = config.to_dict()
-    lists = {n: v for n, v in data.items() if isinstance(v, list) and len(v) == layers}
-    kinds = {repr([v[i] for v in lists.values()]): i for i in reversed(range(layers))}
-    keep = sorted({*kinds.values(), *range(2)}) if len(kinds) < 2 else sorted(kinds.values())
-    if len(keep) >= layers:
-        return config
-    changes: dict[str, Any] = {n: [v[i] for i in keep] for n, v in lists.items()}
+    per_layer = _per_layer(config, layers).values()
+    kinds = {repr([values[i] for values in per_layer]): i for i in reversed(range(layers))}
+    small = cut_layers(config, sorted(kinds.values()) if len(kinds) > 1 else range(2))
     try:
-        small = changed(config, {field: len(keep), **changes})
-        found = shapes(build(small))
-    except Exception:  # whatever a config class raises, the whole model still serves
+        found = {} if small is None else shapes(build(small))
+    except Exception:  # whatever a model class raises, the whole model still serves
         return config
     wanted = {(pattern(name), shape) for name, shape in full.items()}
     return small if wanted == {(pattern(n), s) for n, s in found.items()} else config
+
+
+def cut_layers(config: Any, keep: Sequence[int]) -> Any | None:
+    """The config with only these layers; None when there are no more or the config refuses."""
+    layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(layers, int) or len(keep) >= layers:
+        return None
+    field = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    lists = {name: [v[i] for i in keep] for name, v in _per_layer(config, layers).items()}
+    try:
+        return changed(config, {field: len(keep), **lists})
+    except Exception:  # config classes refuse with exceptions of any type
+        return None
+
+
+def _per_layer(config: Any, layers: int) -> dict[str, list[Any]]:
+    """Fields that have one value for each layer."""
+    data = config.to_dict().items()
+    return {name: v for name, v in data if isinstance(v, list) and len(v) == layers}
