@@ -42,11 +42,19 @@ class Artifact:
         }
         return openers[self.kind, runtime or self.runtime]()
 
+    def folder(self) -> Path:
+        """The folder of the model's files; PrunecError when there is no such model."""
+        if self.kind != "hf":
+            return Path(self.location).parent
+        from prunec.frontends.source import resolve
+
+        return resolve(self.location, trust_remote_code=self.trust_remote_code).folder
+
     def tokenizer(self) -> Path | None:
         """The folder with the tokenizer that belongs to it, if it is where prunec puts it."""
         path = Path(self.location)
         beside = [path.parent, path.parent.parent / Formats.HF, path.parent.parent]
-        folders = [path] if path.is_dir() else beside
+        folders = [self.folder()] if self.kind == "hf" else beside
         return next((f for f in folders if any((f / n).is_file() for n in TOKENIZERS)), None)
 
 

@@ -31,24 +31,24 @@ class Corpus:
 
 
 def read_corpus(
-    data: Path,
+    text: str,
     artifacts: Sequence[Artifact],
     *,
+    where: Path,
     tokenizer: str | None,
     window: int,
     most: int | None,
 ) -> Corpus:
-    """Read and tokenise a text with the tokenizer of the first artifact that has one.
+    """Tokenise a text with the tokenizer of the first artifact that has one.
 
     Windows are no longer than any of the models can read. Raises PrunecError for a text that is
-    missing, empty or too short, and when there is no tokenizer.
+    too short, and when there is no tokenizer.
     """
-    text = read_text(data)
     folder = Path(tokenizer) if tokenizer is not None else _tokenizer_folder(artifacts)
     encoder = _load(folder, any(artifact.trust_remote_code for artifact in artifacts))
     tokens = encoder(text, add_special_tokens=False, verbose=False)["input_ids"]
     window = min(window, _most_positions(folder, encoder))
-    return Corpus(cut(tokens, window, first=_first_token(encoder), most=most, where=data))
+    return Corpus(cut(tokens, window, first=_first_token(encoder), most=most, where=where))
 
 
 def read_text(path: Path) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from prunec.artifacts import Artifact, find_artifacts
 from prunec.bench import measure
-from prunec.corpus import Corpus, read_corpus
+from prunec.corpus import Corpus, read_corpus, read_text
 from prunec.feeds import Array, example_feeds, token_feeds
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.progress import Progress
@@ -92,10 +92,14 @@ def evaluate(options: EvalOptions, progress: Progress) -> EvalReport:
     trust = options.trust_remote_code
     found = find_artifacts(options.model, trust_remote_code=trust)
     dense = find_artifacts(options.against, trust_remote_code=trust)[:1] if options.against else ()
-    with progress.step("reading the text"):
+    text = read_text(options.data)
+    for artifact in (*found, *dense):
+        artifact.folder()  # what is not there is told before any work
+    with progress.step("tokenising the text"):
         corpus = read_corpus(
-            options.data,
+            text,
             (*found, *dense),
+            where=options.data,
             tokenizer=options.tokenizer,
             window=options.window,
             most=options.max_windows,
