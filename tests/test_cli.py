@@ -448,7 +448,7 @@ def test_inspect_shows_groups_by_role_and_why_the_rest_is_pinned(
     sizes = Sizes(134_515_008, 1, 4)
     report = InspectReport("m", "torch", sizes, (*groups, pinned), pins, {"aten.odd": 2})
     fake = types.ModuleType("prunec.pipeline")
-    vars(fake)["inspect"] = lambda options: report
+    vars(fake)["inspect"] = lambda options, progress: report
     monkeypatch.setitem(sys.modules, "prunec.pipeline", fake)
     assert run("inspect", "m") == Exit.DONE
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

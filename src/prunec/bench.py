@@ -82,9 +82,9 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
         progress.warn(Diagnostic("P865", problem, help="choose one with --runtime"))
     runners = []
     for artifact, runtime in zip(chosen, runtimes, strict=True):
-        with progress.step(f"loading {artifact.name}"):
+        with progress.step(f"Loading {artifact.name}"):
             runners.append(artifact.open(options.threads, runtime))
-    with progress.step("measuring", total=options.repeat) as advance:
+    with progress.step("Measuring", total=options.repeat) as advance:
         feeds = [
             example_feeds(r.inputs, batch=options.batch, length=options.length) for r in runners
         ]

@@ -111,7 +111,7 @@ def inspect(model: str, trust_remote_code: bool, as_json: bool) -> None:
         from prunec.pipeline import inspect as run
         from prunec.show import show_inspect
 
-        report = run(InspectOptions(model, trust_remote_code))
+        report = run(InspectOptions(model, trust_remote_code), console)
     if as_json:
         console.document(report.to_json())
     else:

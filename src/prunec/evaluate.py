@@ -95,7 +95,7 @@ def evaluate(options: EvalOptions, progress: Progress) -> EvalReport:
     text = read_text(options.data)
     for artifact in (*found, *dense):
         artifact.folder()  # what is not there is told before any work
-    with progress.step("tokenising the text"):
+    with progress.step("Tokenising the text"):
         corpus = read_corpus(
             text,
             (*found, *dense),
@@ -108,7 +108,7 @@ def evaluate(options: EvalOptions, progress: Progress) -> EvalReport:
     reference: Array | None = None
     rows = []
     for position, artifact in enumerate((*dense, *found)):
-        with progress.step(f"evaluating {artifact.name}", total=len(corpus.windows)) as advance:
+        with progress.step(f"Evaluating {artifact.name}", total=len(corpus.windows)) as advance:
             row, pooled = _measure(artifact, corpus, reference, length, advance)
         if position < len(dense):
             reference, row = pooled, replace(row, dense=True)
