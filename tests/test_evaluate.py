@@ -268,6 +268,26 @@ def test_bench_compares_with_the_first(tmp_path: Path, capsys: pytest.CaptureFix
     assert "1.00x" in capsys.readouterr().out
 
 
+def test_a_model_of_fixed_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = bigram_onnx(tmp_path / "m.onnx", table(0))
+    fixed = onnx.load(model)
+    for dim, size in zip(fixed.graph.input[0].type.tensor_type.shape.dim, (2, 3), strict=True):
+        dim.dim_value = size
+    onnx.save(fixed, tmp_path / "fixed.onnx")
+    report = document(capsys, "bench", tmp_path / "fixed.onnx", "--repeat", 1)
+    (row,) = report["rows"]
+    assert row["tokens_per_second"] == pytest.approx(6 / row["median"])
+    assert main(["bench", str(model), str(tmp_path / "fixed.onnx"), "--repeat", "1"]) == Exit.DONE
+    assert "different sizes: [(1, 128), (2, 3)]" in capsys.readouterr().err
+
+
+def test_a_model_that_fails_on_its_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = bigram_onnx(tmp_path / "m.onnx", table(0)[:4])
+    assert refusal(capsys, "bench", small)[:2] == (1, "P866")
+
+
 def test_what_bench_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = bigram_onnx(tmp_path / "m.onnx", table(0))
     assert refusal(capsys, "bench", model, "--runtime", "torch")[:2] == (2, "P864")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunec.artifacts import find_artifacts, for_runtime
-from prunec.feeds import Feeds, example_feeds
+from prunec.feeds import TOKENS, Feeds, example_feeds
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.progress import Progress
 from prunec.reports import plain
@@ -90,7 +91,10 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
         ]
         times = measure(runners, feeds, options.repeat, advance)
     medians = [statistics.median(taken) for taken in times]
-    tokens = options.batch * options.length
+    sizes = {_sizes(feed, options) for feed in feeds}
+    if len(sizes) > 1:
+        problem = f"the models were measured at different sizes: {sorted(sizes)}"
+        progress.warn(Diagnostic("P867", problem, help="they are made for fixed sizes"))
     rows = tuple(
         BenchRow(
             artifact.name,
@@ -101,11 +105,11 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
             median,
             min(taken),
             max(taken),
-            tokens / median,
+            math.prod(_sizes(feed, options)) / median,
             medians[0] / median,
         )
-        for artifact, runtime, runner, taken, median in zip(
-            chosen, runtimes, runners, times, medians, strict=True
+        for artifact, runtime, runner, feed, taken, median in zip(
+            chosen, runtimes, runners, feeds, times, medians, strict=True
         )
     )
     return BenchReport(options.batch, options.length, options.threads, options.repeat, rows)
@@ -127,6 +131,14 @@ def measure(
         if advance is not None:
             advance(1)
     return times
+
+
+def _sizes(feed: Feeds, options: BenchOptions) -> tuple[int, int]:
+    """The batch size and length at which a model was measured."""
+    for name, value in feed.items():
+        if name.endswith(TOKENS):
+            return value.shape[0], value.shape[1]
+    return options.batch, 1
 
 
 def _check(options: BenchOptions) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from prunec.ir.diagnostics import fail
 
-__all__ = ["Array", "Feeds", "InputSpec", "example_feeds", "token_feeds"]
+__all__ = ["TOKENS", "Array", "Feeds", "InputSpec", "example_feeds", "token_feeds"]
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -35,8 +35,17 @@ class InputSpec:
 
 
 def example_feeds(specs: Sequence[InputSpec], *, batch: int, length: int, seed: int = 0) -> Feeds:
-    """Inputs at a batch size and sequence length, the same for every model given one seed."""
+    """Inputs at a batch size and sequence length, the same for every model given one seed.
+
+    Where a model reads tokens at fixed sizes only, these are taken instead.
+    """
     rng = np.random.default_rng(seed)
+    for spec in specs:
+        if spec.takes_tokens and len(spec.shape) == 2:
+            batch, length = (
+                fixed if isinstance(fixed, int) else asked
+                for fixed, asked in zip(spec.shape, (batch, length), strict=True)
+            )
     tokens = rng.integers(0, SAFE_TOKENS, (batch, length))
     return _filled(specs, tokens, rng)
 

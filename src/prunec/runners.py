@@ -28,6 +28,9 @@ ERRORS_ONLY = 3
 """ONNX Runtime's log severity."""
 
 
+Run = Callable[[Feeds], dict[str, Array]]
+
+
 @dataclass(frozen=True)
 class Runner:
     """A model that is ready to run. `bytes` are those of its files on disk; `params` counts
@@ -36,7 +39,7 @@ class Runner:
     kind: str
     path: str
     inputs: tuple[InputSpec, ...]
-    run: Callable[[Feeds], dict[str, Array]]
+    run: Run
     params: int
     bytes: int
 
@@ -63,7 +66,7 @@ def open_onnx(path: Path, threads: int | None = None) -> Runner:
         return dict(zip(names, session.run(names, feeds), strict=True))
 
     params, size = _onnx_sizes(path)
-    return Runner("onnx", str(path), specs, run, params, size)
+    return Runner("onnx", str(path), specs, _told(run, str(path)), params, size)
 
 
 def open_openvino(path: Path, threads: int | None = None) -> Runner:
@@ -98,7 +101,7 @@ def open_openvino(path: Path, threads: int | None = None) -> Runner:
         return dict(zip(names, compiled(feeds).values(), strict=True))
 
     params, size = _onnx_sizes(path)
-    return Runner("openvino", str(path), specs, run, params, size)
+    return Runner("openvino", str(path), specs, _told(run, str(path)), params, size)
 
 
 def open_hf(model: str, threads: int | None = None, *, trust_remote_code: bool = False) -> Runner:
@@ -126,7 +129,7 @@ def open_hf(model: str, threads: int | None = None, *, trust_remote_code: bool =
     size = (
         sum(f.stat().st_size for f in files) if source.kind == "hf" else source.path.stat().st_size
     )
-    return Runner("hf", model, specs, run, _distinct(module.parameters()), size)
+    return Runner("hf", model, specs, _told(run, model), _distinct(module.parameters()), size)
 
 
 def open_torchscript(path: Path, threads: int | None = None) -> Runner:
@@ -150,9 +153,31 @@ def open_torchscript(path: Path, threads: int | None = None) -> Runner:
             outputs = module(*(torch.from_numpy(feeds[spec.name]) for spec in specs))
         return {k: x.float().numpy() for k, x in _named(outputs) if isinstance(x, torch.Tensor)}
 
-    return Runner(
-        "torchscript", str(path), specs, run, _distinct(module.parameters()), path.stat().st_size
-    )
+    params, size = _distinct(module.parameters()), path.stat().st_size
+    return Runner("torchscript", str(path), specs, _told(run, str(path)), params, size)
+
+
+def _told(run: Run, where: str) -> Run:
+    """As `run`, with a diagnostic when the model cannot take the inputs."""
+
+    def telling(feeds: Feeds) -> dict[str, Array]:
+        try:
+            return run(feeds)
+        except MemoryError:
+            raise
+        except Exception as error:  # runtimes raise types of their own
+            said = " ".join(str(error).split())[:300]
+            if "allocat" in said:  # no memory, in the words of one runtime or another
+                raise
+            sizes = ", ".join(f"{name} {list(x.shape)}" for name, x in feeds.items())
+            raise fail(
+                "P866",
+                f"the model fails on {sizes}: {said}",
+                where=where,
+                help="it may be made for other sizes: try another --batch, --length or --window",
+            ) from error
+
+    return telling
 
 
 def _named(outputs: Any) -> Iterable[tuple[str, Any]]:
