@@ -31,7 +31,7 @@ TOKEN = re.compile(
     | (?P<name>    [%@?] (?: [\w./]+ | "(?:[^"\\\n]|\\.)*" ) )
     | (?P<string>  "(?:[^"\\\n]|\\.)*" )
     | (?P<number>  -? \d+ (?:\.\d*)? (?:[eE][+-]?\d+)? | -inf\b )
-    | (?P<word>    [A-Za-z_][\w.]* )
+    | (?P<word>    [A-Za-z_] (?: [\w./] | \#\d )* )
     | (?P<mark>    [()\[\]{}<>=:,+*] )
     """,
     re.VERBOSE | re.ASCII,

@@ -16,7 +16,8 @@ size in quotes (`"s0 + 1"`), or an axis: atom `kv:3`, product `(kv:3 d:64)`, sum
 
 Arguments are values (`%x`, `@w`), numbers (`inf` and `nan` too), `"text"`, `true`, `false`,
 `none`, lists `[1, 2]` and attributes `dtype<f32>`. A name with unusual characters is quoted,
-as in `%"onnx::MatMul_3"`. A `#` starts a comment. Line breaks are free.
+as in `%"onnx::MatMul_3"`. A `#` starts a comment, unless it stands in a name before a digit.
+Line breaks are free.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ __all__ = [
     "print_value",
 ]
 
-WORD = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
+WORD = re.compile(r"[A-Za-z_](?:[\w./]|#\d)*", re.ASCII)
 NAME = re.compile(r"[\w./]+", re.ASCII)
 DIM = re.compile(r"(\d+\*)?[A-Za-z_]\w*", re.ASCII)
 KEYWORDS = frozenset({"alias", "axes", "loc", "pointwise"})

@@ -16,7 +16,22 @@ from prunec.ir.parser import UNIT
 from prunec.ir.text import parse, print_arg, print_graph, print_type
 from prunec.ir.verify import verify
 
-TRICKY = ["a", "model.layers.0.w", "onnx::MatMul_3", "/x/y.1", "x y", "", '"', "\\", "\n", "é", "#"]
+TRICKY = [
+    "a",
+    "model.layers.0.w",
+    "onnx::MatMul_3",
+    "/x/y.1",
+    "x y",
+    "",
+    '"',
+    "\\",
+    "\n",
+    "é",
+    "#",
+    "b/kv#2",
+    "s0#",
+    "s0//2",
+]
 RESERVED = ["loc", "alias", "axes", "pointwise", "input", "output", "true", "inf", "nan", "graph"]
 texts = st.sampled_from([*TRICKY, *RESERVED]) | st.text(max_size=5)
 values = texts.map(lambda text: "%" + text)
