@@ -1,0 +1,146 @@
+"""A decoder writes its own calibration text from its beginning-of-sequence token.
+
+Plain sampling (temperature 1, no truncation), seeded, with fixed length; the end-of-sequence
+token is never drawn, so that no window is cut short. Text drawn this way follows the distribution
+that the model has learned (LLM-QAT, Liu et al., 2023, uses it as training data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+
+from prunec.frontends.text import Ids
+from prunec.ir.diagnostics import PrunecError, fail
+
+__all__ = ["first_token", "sampling_dtype", "write_text"]
+
+BATCH = 64
+REMEDY = "give a text: --calibration FILE"
+Progress = Callable[[int, int], None]
+
+
+def sampling_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies such matrices itself, which doubles the speed."""
+    native = torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def first_token(model: PreTrainedModel) -> int | None:
+    """What a text starts with: BOS, or EOS where it separates texts, or None."""
+    for name in ("bos_token_id", "eos_token_id"):
+        for config in (model.generation_config, model.config.get_text_config(decoder=True)):
+            if tokens := _ids(getattr(config, name, None)):
+                return tokens[0]
+    return None
+
+
+def write_text(
+    model: PreTrainedModel, n: int, length: int, seed: int, progress: Progress | None = None
+) -> Ids:
+    """`n` windows of `length` tokens, shape (n, length), each from the first token on.
+
+    A model that names no first token starts from random ones. The same seed gives the same text
+    on the same machine. Raises P136 when the model cannot write.
+    """
+    rng = np.random.default_rng(seed)
+    start = first_token(model)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    first = rng.integers(vocabulary, size=n) if start is None else np.full(n, start)
+    step = _Step(n * (length - 1), progress)
+    found = [
+        _batch(model, first[i : i + BATCH], length, int(rng.integers(2**31)), step)
+        for i in range(0, n, BATCH)
+    ]
+    return np.concatenate(found)
+
+
+def _batch(model: PreTrainedModel, first: Ids, length: int, seed: int, step: _Step) -> Ids:
+    start = torch.from_numpy(np.asarray(first, np.int64)).unsqueeze(1)
+    if length == 1:
+        return start.numpy()
+    draw = _Draw(seed, _ends(model), step)
+    # The model's own settings may hold penalties and truncations meant for chatting.
+    plain: Any = GenerationConfig
+    kept, model.generation_config = model.generation_config, plain()
+    try:
+        with torch.inference_mode():
+            made = model.generate(  # type: ignore[operator]
+                start,
+                attention_mask=torch.ones_like(start),
+                max_new_tokens=length - 1,
+                do_sample=False,
+                use_cache=True,
+                logits_processor=[draw],
+            )
+    except PrunecError:
+        raise
+    except Exception as error:  # models raise anything
+        said = " ".join(str(error).split())[:200]
+        raise fail("P136", f"the model cannot write its own text: {said}", help=REMEDY) from error
+    finally:
+        model.generation_config = kept
+    return np.asarray(made.numpy(), np.int64)
+
+
+class _Draw(LogitsProcessor):
+    """Sample by inverting the cumulative distribution, and leave only what was drawn.
+
+    One uniform number a row instead of one for every entry of the vocabulary, from a generator of
+    its own: torch's global state is not touched.
+    """
+
+    def __init__(self, seed: int, never: list[int], step: _Step) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.never = never
+        self.step = step
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.float()
+        if not torch.isfinite(scores.sum()):
+            raise fail(
+                "P136",
+                "the model cannot write its own text: its logits are not finite",
+                help="check its weights; " + REMEDY,
+            )
+        scores[:, self.never] = -torch.inf
+        heights = scores.softmax(-1).double().cumsum(-1)
+        at = torch.rand(len(scores), 1, generator=self.generator, dtype=torch.float64)
+        drawn = torch.searchsorted(heights, at * heights[:, -1:], right=True)
+        drawn = drawn.clamp_(max=scores.shape[-1] - 1)
+        self.step(len(scores))
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+class _Step:
+    """Counts tokens for the progress callback."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self, tokens: int) -> None:
+        self.done += tokens
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _ends(model: PreTrainedModel) -> list[int]:
+    """Tokens that end a text, unless the vocabulary would be empty without them."""
+    config = model.config.get_text_config(decoder=True)
+    found: set[int] = set()
+    for holder in (model.generation_config, config):
+        found |= set(_ids(getattr(holder, "eos_token_id", None)))
+    inside = sorted(token for token in found if token < config.vocab_size)
+    return inside if len(inside) < config.vocab_size else []
+
+
+def _ids(value: Any) -> list[int]:
+    """Token ids from a field that holds one, several or none."""
+    if value is None:
+        return []
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return [int(token) for token in several if int(token) >= 0]
