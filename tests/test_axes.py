@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prunec.ir.axes import (
     Atom,
     Axis,
+    Indices,
     Product,
     Selection,
     Sum,
@@ -169,7 +170,8 @@ def composed(
 ) -> Selection:
     """The selection that does at once what the two do one after the other."""
     if name != RAGGED:
-        return Selection(flat(name, first, SIZES[name])[flat(name, second, None)])
+        kept_first = flat(name, first, SIZES[name])
+        return Selection(kept_first[flat(name, second, len(kept_first))])
     before = table(first, np.arange(P.size), R.size)
     rows = flat(PARENT, first, P.size)
     after = table(second, np.arange(len(rows)), before.shape[1])
@@ -178,14 +180,12 @@ def composed(
     return Selection(result, PARENT)
 
 
-def flat(name: str, chosen: Mapping[str, Selection], extent: int | None) -> np.ndarray:
-    """The kept indices of an atom; all of them, or a slice that takes all, without selection."""
-    if name in chosen:
-        return chosen[name].keep
-    return np.arange(extent) if extent is not None else slice(None)
+def flat(name: str, chosen: Mapping[str, Selection], extent: int) -> Indices:
+    """The kept indices of an atom, all of them without selection."""
+    return chosen[name].keep if name in chosen else np.arange(extent)
 
 
-def table(chosen: Mapping[str, Selection], rows: np.ndarray, extent: int) -> np.ndarray:
+def table(chosen: Mapping[str, Selection], rows: Indices, extent: int) -> Indices:
     """What is kept of `r` under each index of its parent, one row each."""
     selection = chosen.get(RAGGED, Selection(np.arange(extent)))
     if selection.parent is not None:

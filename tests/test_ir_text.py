@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,3 +199,24 @@ def test_a_long_graph_is_read_in_linear_time() -> None:
 def test_nesting_without_end_is_diagnosed() -> None:
     with pytest.raises(PrunecError, match="nested too deeply"):
         parse("graph g() { %y = a.b(" + "[" * 100_000)
+
+
+HEADER = sys.modules[verify.__module__].__doc__ or ""
+INVARIANTS = {int(n) for n in re.findall(r"^ ?(\d+)\. ", HEADER, re.MULTILINE)}
+CASES = Path(__file__).parent / "ir" / "verify"
+
+
+def test_every_invariant_has_a_case_that_breaks_it() -> None:
+    assert len(INVARIANTS) == 19
+    shown = "".join(path.read_text() for path in CASES.glob("*.ir"))
+    untested = {n for n in INVARIANTS if f"error[P9{n:02}]" not in shown}
+    assert untested == {2}, "text cannot break 2; the test below does"
+
+
+def test_a_parameter_stands_under_its_own_name() -> None:
+    weight = Parameter("w", TensorType("f32", (4,)))
+    graph = Graph("g", (), {"v": weight}, (), ())
+    (found,) = verify(graph)
+    assert found.code == "P902"
+    assert found.where == "w"
+    assert found.snippet == "> parameter @w : f32[4]"
