@@ -162,14 +162,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["prune", "-o", "x", "--recipe", "nope.yaml"], "does not exist"),
         (["prune", "m", "-o", "x", "--target", "params=75%", "--format", "hf,tf"], "'tf'"),
         (["prune", "m", "-o", "x", "--target", "params=75%", "--groups", "toes"], "'toes'"),
-        (["prune", "m", "-o", "x", "--target", "params=75%", "--calibration", "no"], "not exist"),
+        (
+            ["prune", "m", "-o", "x", "--target", "params=75%", "--calibration", "no"],
+            "cannot be read",
+        ),
         (
             ["prune", "m", "-o", "x", "--target", "params=75%", "--calibration", "none"]
             + ["--method", "wanda"],
             "no calibration data",
         ),
         (["bench", "m", "--batch", "0"], "at least 1"),
-        (["eval", "m", "--data", "nope.txt"], "does not exist"),
+        (["eval", "m", "--data", "nope.txt"], "cannot be read"),
     ],
 )
 def test_wrong_usage(

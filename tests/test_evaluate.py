@@ -13,12 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import prunec
 from prunec.artifacts import find_artifacts, for_runtime
 from prunec.cli import main
-from prunec.corpus import cut, read_text
 from prunec.evaluate import perplexity
 from prunec.feeds import Array, InputSpec, example_feeds, token_feeds
 from prunec.ir.diagnostics import Exit, PrunecError
+from prunec.own_code import is_own_code
 
 VOCABULARY = ["[UNK]", *(f"w{i}" for i in range(30))]
 SIZE = 40
@@ -113,27 +114,6 @@ def test_perplexity_of_a_guess_and_of_knowledge() -> None:
     windows = np.arange(12).reshape(2, 6)
     assert perplexity(lambda ids: np.zeros((*ids.shape, 50)), windows) == pytest.approx(50)
     assert perplexity(lambda ids: 1000 * np.eye(50)[ids + 1], windows) == pytest.approx(1)
-
-
-def test_windows_do_not_overlap_and_a_rest_is_left_out(tmp_path: Path) -> None:
-    windows = cut(range(11), 4, first=None, most=None, where=tmp_path)
-    assert windows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert cut(range(11), 4, first=None, most=1, where=tmp_path).tolist() == [[0, 1, 2, 3]]
-    assert cut(range(5), 4, first=9, most=None, where=tmp_path).tolist() == [[9, 0, 1, 2]]
-    assert cut(range(3), 4, first=None, most=None, where=tmp_path).tolist() == [[0, 1, 2]]
-    with pytest.raises(PrunecError, match="too few"):
-        cut([5], 4, first=None, most=None, where=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "says"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "not UTF-8")]
-)
-def test_texts_that_are_none(content: bytes, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_bytes(content)
-    with pytest.raises(PrunecError, match=says) as caught:
-        read_text(path)
-    assert caught.value.exit_code is Exit.USAGE
 
 
 # Every format
@@ -238,15 +218,32 @@ def test_what_eval_refuses(
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(model.read_bytes()[:100])
     arguments = ["--data", text, "--tokenizer", tokenizer]
-    assert refusal(capsys, "eval", broken, *arguments)[:2] == (1, "P861")
+    assert refusal(capsys, "eval", model, *arguments)[:2] == (2, "P132")  # 100 of 1,024 tokens
+    assert refusal(capsys, "eval", broken, *arguments, "--window", 16)[:2] == (1, "P861")
     arguments = ["--data", text, "--tokenizer", tmp_path / "nothing"]
-    assert refusal(capsys, "eval", model, *arguments)[:2] == (1, "P856")
+    assert refusal(capsys, "eval", model, *arguments)[:2] == (1, "P133")
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     arguments = ["--data", empty, "--tokenizer", tokenizer]
-    assert refusal(capsys, "eval", model, *arguments)[:2] == (2, "P851")
+    assert refusal(capsys, "eval", model, *arguments)[:2] == (2, "P130")
     arguments = ["--data", text, "--tokenizer", tokenizer, "--max-windows", 0]
     assert refusal(capsys, "eval", model, *arguments)[:2] == (2, "P811")
+
+
+def test_only_its_own_code_is_trusted(tmp_path: Path) -> None:
+    own = Path(prunec.__file__).parent / "backends" / "modeling_prunec.py"
+    config, code = tmp_path / "config.json", tmp_path / "modeling_prunec.py"
+    config.write_text('{"auto_map": {"AutoModel": "modeling_prunec.PrunedX"}}')
+    assert not is_own_code(tmp_path)
+    code.write_bytes(own.read_bytes())
+    assert is_own_code(tmp_path)
+    config.write_text('{"auto_map": {"AutoModel": "x/y--modeling_prunec.PrunedX"}}')
+    assert not is_own_code(tmp_path)
+    config.write_text('{"auto_map": {"AutoModel": "other.PrunedX"}}')
+    assert not is_own_code(tmp_path)
+    config.write_text("{}")
+    code.write_bytes(own.read_bytes() + b"import os")
+    assert not is_own_code(tmp_path)
 
 
 # Bench

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunec.frontends.source import TOKENIZERS, resolve
 from prunec.ir.diagnostics import Exit, fail
 from prunec.output import Formats
 from prunec.runners import Runner, open_hf, open_onnx, open_openvino, open_torchscript
@@ -15,8 +16,6 @@ __all__ = ["RUNTIMES", "Artifact", "find_artifacts", "for_runtime"]
 RUNTIMES = ("onnxruntime", "openvino", "torch")
 
 TORCHSCRIPT_SUFFIXES = {".pt", ".ts", ".torchscript"}
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ class Artifact:
         """The folder of the model's files; PrunecError when there is no such model."""
         if self.kind != "hf":
             return Path(self.location).parent
-        from prunec.frontends.source import resolve
-
         return resolve(self.location, trust_remote_code=self.trust_remote_code).folder
 
     def tokenizer(self) -> Path | None:

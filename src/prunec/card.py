@@ -73,7 +73,7 @@ def _costs(dense: Sizes, pruned: Sizes) -> str:
 def _how(report: PruneReport) -> str:
     calibration = report.calibration
     if calibration not in ("self", "none"):
-        calibration = Path(calibration).name
+        calibration = ", ".join(Path(part).name for part in calibration.split(","))
     facts = {
         "target": ", ".join(target.text for target in report.targets) or "a given plan",
         "method": report.method,

@@ -166,7 +166,8 @@ WRITE = "What to write"
     "--calibration",
     metavar="FILE|self|none",
     heading=HOW,
-    help="Text to measure activations on. self (default): the model writes it.",
+    help="Text files, separated by commas, or an .npz, to measure activations on. self (default): "
+    "the model writes the text.",
 )
 @option("--calibration-samples", type=int, metavar="N", heading=HOW, help="Windows of text. [64]")
 @option("--calibration-length", type=int, metavar="N", heading=HOW, help="Tokens each. [512]")

@@ -1,10 +1,10 @@
 """Quality of a model on a text: perplexity of language models, similarity of encoders.
 
-Protocol: the text is lightly detokenised if it is word-tokenised, tokenised as a whole without
-special tokens and cut into windows of 1,024 tokens that do not overlap; a rest that does not fill
-a window is left out. Where the tokenizer itself starts a text with a beginning-of-sequence token,
-every window starts with one in place of a 1,024th token. The perplexity is the exponential of the
-mean negative log-likelihood of every token but the first of each window.
+Protocol: the text is lightly detokenised if it is word-level WikiText, tokenised as a whole and cut
+into windows of 1,024 tokens that do not overlap; a rest that does not fill a window is left out.
+Special tokens that the tokenizer puts around a text (a beginning-of-sequence token, say) are part
+of every window and of its 1,024. The perplexity is the exponential of the mean negative
+log-likelihood of every token but the first of each window.
 
 Whether a model is a language model is found by running it: a later token must not change what it
 says at earlier ones.
@@ -23,8 +23,9 @@ import numpy as np
 
 from prunec.artifacts import Artifact, find_artifacts
 from prunec.bench import measure
-from prunec.corpus import Corpus, read_corpus, read_text
+from prunec.corpus import Corpus, read_corpus
 from prunec.feeds import Array, example_feeds, token_feeds
+from prunec.frontends.text import read_text
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.progress import Progress
 from prunec.reports import plain
@@ -92,14 +93,13 @@ def evaluate(options: EvalOptions, progress: Progress) -> EvalReport:
     trust = options.trust_remote_code
     found = find_artifacts(options.model, trust_remote_code=trust)
     dense = find_artifacts(options.against, trust_remote_code=trust)[:1] if options.against else ()
-    text = read_text(options.data)
+    read_text(options.data)
     for artifact in (*found, *dense):
         artifact.folder()  # what is not there is told before any work
     with progress.step("Tokenising the text"):
         corpus = read_corpus(
-            text,
+            options.data,
             (*found, *dense),
-            where=options.data,
             tokenizer=options.tokenizer,
             window=options.window,
             most=options.max_windows,

@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
+ARRAYS = ".npz"
 
 METHODS = {"wanda": True, "magnitude": False, "random": False}
 """Criteria by name, and whether each one needs calibration data."""
@@ -53,8 +54,9 @@ class InspectOptions:
 class PruneOptions:
     """One pruning run.
 
-    `calibration` is `self`, `none` or the path of a text file. `auto` and empty `formats`
-    leave a choice to `settle`. Empty `groups` means every role the layout and formats can hold.
+    `calibration` is `self`, `none`, text files separated by commas, or an .npz file. `auto` and
+    empty `formats` leave a choice to `settle`. Empty `groups` means every role within blocks
+    that the layout and formats can hold.
     """
 
     model: str
@@ -84,6 +86,14 @@ class PruneOptions:
     def calibrated(self) -> bool:
         """Whether the run looks at activations; meaningful once settled."""
         return self.calibration != "none"
+
+    @property
+    def calibration_files(self) -> tuple[Path, ...]:
+        """The files that `calibration` names, separated by commas."""
+        if self.calibration in (AUTO, "self", "none"):
+            return ()
+        whole = Path(self.calibration)
+        return (whole,) if whole.exists() else tuple(map(Path, self.calibration.split(",")))
 
     def settle(self) -> PruneOptions:
         """The same run with every choice made; raises PrunecError (exit 2) with all mistakes.
@@ -128,7 +138,7 @@ class PruneOptions:
         yield from _positive("--round-to", self.round_to)
         yield from _positive("--calibration-samples", self.calibration_samples)
         yield from _positive("--calibration-length", self.calibration_length)
-        yield from _readable(self.calibration)
+        yield from _readable(self.calibration_files)
         yield from self._conflicts()
 
     def _conflicts(self) -> Iterable[Diagnostic]:
@@ -186,25 +196,14 @@ def _positive(option: str, value: int) -> Iterable[Diagnostic]:
     yield Diagnostic("P811", f"{option} must be at least 1, not {value}", option)
 
 
-def _readable(calibration: str) -> Iterable[Diagnostic]:
-    """Mistakes in the name or content of a calibration text."""
-    if calibration in (AUTO, "self", "none"):
-        return
-    path = Path(calibration)
-    problem = ""
-    try:
-        if not path.read_text(encoding="utf-8").strip():
-            problem = "is empty"
-    except FileNotFoundError:
-        problem = "does not exist"
-    except UnicodeDecodeError:
-        problem = "is not UTF-8 text"
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-    if problem:
-        yield Diagnostic(
-            "P815",
-            f"the calibration text {problem}",
-            calibration,
-            help="give a text file, or --calibration self to let the model write the text",
-        )
+def _readable(files: Iterable[Path]) -> Iterable[Diagnostic]:
+    """Mistakes in the calibration texts; arrays are looked at when they are needed."""
+    from prunec.frontends.text import read_text
+
+    for path in files:
+        if path.suffix == ARRAYS and path.is_file():
+            continue
+        try:
+            read_text(path)
+        except PrunecError as error:
+            yield from error.diagnostics

@@ -63,7 +63,7 @@ class Recipe:
 
 def write_recipe(path: Path, options: PruneOptions, sha256: str) -> None:
     """Write settled `options`, with the hash of the model (see `hash_source`), and versions."""
-    named = [p for p in (_calibration_file(options), options.plan) if p is not None]
+    named = [*options.calibration_files, *([] if options.plan is None else [options.plan])]
     written = {
         "version": VERSION,
         "model": {"path": _absolute(options.model), "sha256": sha256},
@@ -200,8 +200,8 @@ def _as_yaml(options: PruneOptions, name: str) -> Any:
         case "plan", plan:
             return None if plan is None else str(plan.absolute())
         case "calibration", _:
-            file = _calibration_file(options)
-            return options.calibration if file is None else str(file.absolute())
+            files = [str(path.absolute()) for path in options.calibration_files]
+            return ",".join(files) or options.calibration
         case _, tuple() as values:
             return list(values)
         case _, value:
@@ -224,11 +224,6 @@ def _hashes(content: Mapping[str, Any]) -> dict[str, str]:
     if "path" in model and "sha256" in model:
         found[model["path"]] = str(model["sha256"])
     return found
-
-
-def _calibration_file(options: PruneOptions) -> Path | None:
-    named = options.calibration in ("auto", "self", "none")
-    return None if named else Path(options.calibration)
 
 
 def _absolute(model: str) -> str:

@@ -47,9 +47,7 @@ def prune_options(typed: Mapping[str, Any], *, as_json: bool = False) -> PruneOp
 
 def sources(options: PruneOptions) -> list[Path]:
     """The files and folders that a run reads and must not replace."""
-    named = [Path(options.model).expanduser()]
-    if options.calibration not in ("self", "none"):
-        named.append(Path(options.calibration))
+    named = [Path(options.model).expanduser(), *options.calibration_files]
     return [path for path in named if path.exists()]
 
 
@@ -62,5 +60,6 @@ def _with_recipe(typed: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     if "model" not in typed and recipe.model:
         taken["model"] = recipe.model
     what = {"model": "model", "plan": "plan", "calibration": "calibration text"}
-    check_files(recipe, {str(taken[key]): name for key, name in what.items() if key in taken})
+    named = {key: str(taken[key]).split(",") for key in what if key in taken}
+    check_files(recipe, {path: what[key] for key, paths in named.items() for path in paths})
     return {**taken, **typed}

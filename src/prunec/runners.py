@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from prunec.feeds import Array, Feeds, InputSpec
 from prunec.ir.diagnostics import PrunecError, fail
+from prunec.own_code import is_own_code
 
 __all__ = ["Runner", "open_hf", "open_onnx", "open_openvino", "open_torchscript"]
 
@@ -113,6 +114,8 @@ def open_hf(model: str, threads: int | None = None, *, trust_remote_code: bool =
     from prunec.frontends.torch_hf import example_inputs
 
     source = resolve(model, trust_remote_code=trust_remote_code)
+    if is_own_code(source.folder):
+        source = replace(source, trust_remote_code=True)
     module: Any = load_model(source)
     _no_cache(module.config)
     if threads is not None:

@@ -1,0 +1,43 @@
+"""Tell the loading code that prunec itself wrote beside a checkpoint from anybody else's.
+
+A checkpoint whose widths differ by layer brings Python code. It may run without
+`--trust-remote-code` when every Python file in the folder is, byte for byte, the one that this
+prunec writes, and the configuration refers to nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["is_own_code"]
+
+OWN = "prunec.backends.modeling_prunec"
+ELSEWHERE = "--"
+"""In `auto_map`, what stands between another repository and the code in it."""
+
+
+def is_own_code(folder: Path) -> bool:
+    """Whether all code that loading the model in `folder` would run is prunec's own."""
+    found = list(folder.rglob("*.py"))
+    config = folder / "config.json"
+    if not found or not config.is_file():
+        return False
+    spec = find_spec(OWN)
+    assert spec is not None
+    assert spec.origin is not None
+    own = Path(spec.origin).read_bytes()
+    if any(file.read_bytes() != own for file in found):
+        return False
+    try:
+        references = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {})
+    except (ValueError, AttributeError):
+        return False
+    stems = {file.stem for file in found}
+    return all(
+        isinstance(reference, str)
+        and ELSEWHERE not in reference
+        and reference.partition(".")[0] in stems
+        for reference in references.values()
+    )
