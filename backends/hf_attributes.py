@@ -19,9 +19,10 @@ import torch
 from transformers import PreTrainedModel
 
 from prunec.backends import modeling_prunec
-from prunec.backends.hf_build import cut_layers, pattern, quiet, shapes
+from prunec.backends.hf_build import cut_layers, first_line, pattern, quiet, shapes
+from prunec.backends.hf_families import ParameterAxes, by_every_name, parts
 from prunec.backends.hf_fields import Family
-from prunec.backends.hf_fit import ParameterAxes, parts, wanted_shapes
+from prunec.backends.hf_fit import wanted_shapes
 from prunec.backends.hf_program import same_program
 from prunec.backends.hf_spy import Reads, spied
 from prunec.ir.axes import new_size, size
@@ -38,7 +39,7 @@ Attributes = dict[str, dict[str, int]]
 
 Values = dict[tuple[str, str], tuple[int, ...]]
 
-_MAX_TRIES = 40
+_MAX_TRIES = 24
 _CONFIG = "config."
 
 
@@ -89,9 +90,9 @@ def attributes(
 
     `wanted` is the rewritten program; `trace` traces a model as the original was traced. The
     result has been traced and compared in full. Takes one trace where the likeliest values are
-    right, and at most 40 of a small model more otherwise.
+    right, and at most 24 of a small model more otherwise.
     """
-    search = _Search(family, axes, counts, wanted, trace)
+    search = _Search(family, by_every_name(family, axes), counts, wanted, trace)
     with quiet():
         model = family.build(family.config)
         slots = list(_slots(search, model))
@@ -204,7 +205,7 @@ def _try(
         try:
             found = search.trace(model)
         except Exception as error:  # a model that disagrees with its own sizes raises anything
-            return [Diagnostic("P609", f"the model does not run: {error}")], reads
+            return [Diagnostic("P609", f"the model does not run: {first_line(error)}")], reads
     if within:
         return same_program(found, search.wanted, within), reads
     return same_program(search.wanted, found), reads

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from prunec.ir.diagnostics import fail
+from prunec.ir.diagnostics import PrunecError, fail
 
 __all__ = [
     "Build",
@@ -41,16 +41,15 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what transformers says about configs that are tried and thrown away."""
-    logger = transformers.utils.logging
-    before = logger.get_verbosity()
-    logger.set_verbosity(logging.CRITICAL)
+    """Silence what torch and transformers say about models that are tried and thrown away."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.set_verbosity(before)
+        logging.disable(before)
 
 
 def model_class(config: Any, fallback: str | None = None) -> Any:
@@ -93,8 +92,8 @@ def pattern(name: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, on one line and with no more than 200 characters."""
-    text = str(error).strip()
-    return re.sub(r"\s+", " ", text)[:200] or type(error).__name__
+    text = error.diagnostics[0].message if isinstance(error, PrunecError) else str(error)
+    return re.sub(r"\s+", " ", text.strip())[:200] or type(error).__name__
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:

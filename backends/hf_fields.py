@@ -6,10 +6,13 @@ model is rebuilt on the meta device, and the dimensions that moved belong to tha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import torch
 
 from prunec.backends.hf_build import Build, Shapes, changed, few_layers, first_line, quiet, shapes
 
@@ -53,8 +56,7 @@ class Family:
 
     @cached_property
     def shapes(self) -> Shapes:
-        with quiet():
-            return shapes(self.build(self.config))
+        return shapes(self._model)
 
     @cached_property
     def small(self) -> Any:
@@ -70,8 +72,22 @@ class Family:
     @cached_property
     def derived(self) -> frozenset[str]:
         """Buffers that no checkpoint stores: they follow from the config."""
-        stored = self.build(self.config).state_dict().keys()
-        return frozenset(self.shapes.keys() - stored)
+        return frozenset(self.shapes.keys() - self._model.state_dict().keys())
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """The first name of every parameter and buffer, by each of its names."""
+        first: dict[int, str] = {}
+        named = [
+            *self._model.named_parameters(remove_duplicate=False),
+            *self._model.named_buffers(remove_duplicate=False),
+        ]
+        return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+    @cached_property
+    def _model(self) -> torch.nn.Module:
+        with quiet():
+            return self.build(self.config)
 
 
 def discover(config: Any, build: Build) -> Discovery:
@@ -83,9 +99,9 @@ def discover(config: Any, build: Build) -> Discovery:
     """
     with quiet():
         dense = shapes(build(config))
-        for path, value in _fields(config.to_dict()):
-            if value is None:
-                config = _filled(config, build, dense, path)
+        empty = [path for path, value in _fields(config.to_dict()) if value is None]
+        for path in dict.fromkeys([*empty, *_asked_for(config, build)]):
+            config = _filled(config, build, dense, path)
         found: dict[str, Moved] = {}
         refused: dict[str, str] = {}
         for path, value in _fields(config.to_dict()):
@@ -128,6 +144,25 @@ def _fields(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, in
                 yield from ((f"{path}[{i}]", item) for i, item in enumerate(value))
             case _:
                 continue
+
+
+def _asked_for(config: Any, build: Build) -> list[str]:
+    """Fields that the model looks for in vain: some families take `head_dim` if it is there."""
+    asked: dict[str, None] = {}
+
+    def missing(self: Any, name: str) -> Any:
+        if not name.startswith("_"):
+            asked[name] = None
+        raise AttributeError(f"{type(self).__name__} has no {name}")
+
+    kind = type(config)
+    asking = copy.copy(config)
+    try:
+        asking.__class__ = type(kind.__name__, (kind,), {"__getattr__": missing})
+        build(asking)
+    except Exception:  # a family that takes no subclass of its config just asks for nothing
+        return []
+    return list(asked)
 
 
 def _probe(

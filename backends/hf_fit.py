@@ -9,28 +9,23 @@ rebuilding the model on the meta device and comparing every shape.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prunec.backends.hf_build import Shapes, changed, first_line, pattern, quiet, shapes
+from prunec.backends.hf_families import ParameterAxes, by_every_name, families, parts
 from prunec.backends.hf_fields import Family, Moved, Place
-from prunec.ir.axes import Atom, Axis, Product, Sum, atoms, new_size, size
+from prunec.ir.axes import Axis, atoms, new_size, size
 from prunec.ir.diagnostics import Diagnostic
 
 __all__ = [
-    "ParameterAxes",
     "UniformConfig",
     "allowed_counts",
-    "families",
     "fit",
     "holdable",
-    "parts",
     "wanted_shapes",
 ]
-
-ParameterAxes = Mapping[str, tuple[Axis, ...]]
-"""The axes of each dimension of the parameters, by parameter name."""
 
 _KIND = tuple[str, tuple[int, ...]]
 _PER_LAYER = "use --layout per-layer"
@@ -78,6 +73,7 @@ def fit(
     `axes` are the axes of all parameters and buffers as inferred, `counts` the indices left of
     each pruned atom. Nothing but shapes is looked at: see `same_program` for the rest.
     """
+    axes = by_every_name(family, axes)
     wanted = wanted_shapes(family, axes, counts)
     task = _task(family, axes, counts, wanted)
     if isinstance(task, Diagnostic):
@@ -91,23 +87,10 @@ def fit(
 
 def wanted_shapes(family: Family, axes: ParameterAxes, counts: Mapping[str, int]) -> Shapes:
     """The shape of every parameter and buffer once `counts` are left; others keep theirs."""
+    axes = by_every_name(family, axes)
     new = {n: tuple(new_size(axis, counts) for axis in dims) for n, dims in axes.items()}
     free = {n: s for n, s in family.shapes.items() if n in axes or n not in family.derived}
     return {name: new.get(name, shape) for name, shape in free.items()}
-
-
-def families(axes: ParameterAxes, names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Group atoms that stand at the same places of different layers."""
-    places: dict[str, list[tuple[str, int, int]]] = {name: [] for name in names}
-    for parameter, dims in axes.items():
-        for dim, axis in enumerate(dims):
-            for i, atom in enumerate(atoms(axis)):
-                if atom.name in places:
-                    places[atom.name].append((pattern(parameter), dim, i))
-    groups: dict[frozenset[tuple[str, int, int]], list[str]] = {}
-    for name, where in places.items():
-        groups.setdefault(frozenset(where), []).append(name)
-    return [tuple(group) for group in groups.values()]
 
 
 def holdable(
@@ -115,10 +98,10 @@ def holdable(
 ) -> dict[str, Diagnostic | None]:
     """For each atom, why a stock checkpoint can hold no smaller count of it; None when it can.
 
-    An atom is tried together with those at the same place in the other layers, at one count.
+    An atom is tried together with its family (see `families`), at one count.
     """
     found: dict[str, Diagnostic | None] = {}
-    for group in families(axes, names):
+    for group in families(family, axes, names):
         reason = _first_reason(family, axes, group)
         found |= dict.fromkeys(group, reason)
     return found
@@ -138,19 +121,6 @@ def allowed_counts(family: Family, axes: ParameterAxes, group: Sequence[str]) ->
     steps = (s for s in range(2, _MAX_STEP + 1) if _holds(family, axes, group, full - s))
     step = next(steps, 0)
     return range(full % step or step, full, step) if step else []
-
-
-def parts(axis: Axis) -> Iterator[Axis]:
-    """The axis, its runs of neighbouring factors or terms, and the parts of each of those."""
-    yield axis
-    if isinstance(axis, Atom):
-        return
-    make, members = (Product, axis.factors) if isinstance(axis, Product) else (Sum, axis.terms)
-    for i, j in itertools.combinations(range(len(members) + 1), 2):
-        if 1 < j - i < len(members):
-            yield make(members[i:j])
-    for member in members:
-        yield from parts(member)
 
 
 def _task(
