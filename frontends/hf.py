@@ -137,13 +137,13 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> ty
 
     Raises P111 when transformers has no such class, P113 when it would be remote code.
     """
-    names = list(config.architectures or ())
+    names = [name for name in config.architectures or () if isinstance(name, str)]
     auto_map: dict[str, Any] = getattr(config, "auto_map", None) or {}
     custom = {str(ref).rsplit(".", 1)[-1]: ref for key, ref in auto_map.items() if "Model" in key}
     for name in names:
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found
+            return _fitting(found, config)
         if name in custom:
             return _remote_class(config, custom[name], trust_remote_code)
     if names:
@@ -151,6 +151,18 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> ty
         remedy = "correct `architectures` in config.json, or install a newer transformers"
         raise fail("P111", message, where=place(config), help=remedy)
     return _class_by_task(config)
+
+
+def _fitting(found: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if found.config_class is None or isinstance(config, found.config_class):
+        return found
+    raise fail(
+        "P111",
+        f"architecture {found.__name__} takes a {found.config_class.__name__},"
+        f" but model_type {config.model_type!r} makes a {type(config).__name__}",
+        where=place(config),
+        help="correct `architectures` or `model_type` in config.json",
+    )
 
 
 def _remote_class(config: PreTrainedConfig, ref: str, trust: bool) -> type[PreTrainedModel]:
