@@ -238,7 +238,7 @@ def _arrays(model: PreTrainedModel, path: Path, n: int) -> Calibration:
     accepted = inspect.signature(model.forward).parameters
     try:
         with np.load(path, allow_pickle=False) as file:
-            inputs = {name: file[name][:n] for name in file.files}
+            inputs = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _bad_arrays(path, f"the arrays cannot be read: {said}") from error
@@ -246,9 +246,10 @@ def _arrays(model: PreTrainedModel, path: Path, n: int) -> Calibration:
         raise _bad_arrays(path, f"the model has no input {', '.join(unknown)}")
     if model.main_input_name not in inputs:
         raise _bad_arrays(path, f"there is no array {model.main_input_name}")
-    if len({len(array) if array.ndim else 0 for array in inputs.values()} | {0}) != 2:
+    counts = {len(array) if array.ndim else 0 for array in inputs.values()}
+    if len(counts) > 1 or 0 in counts:
         raise _bad_arrays(path, "the arrays differ in their first dimension, or are empty")
-    wide = {name: _widened(array) for name, array in inputs.items()}
+    wide = {name: _widened(array[:n]) for name, array in inputs.items()}
     return Calibration(wide, f"arrays of {path.name}")
 
 

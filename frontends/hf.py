@@ -137,7 +137,8 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> ty
 
     Raises P111 when transformers has no such class, P113 when it would be remote code.
     """
-    names = [name for name in config.architectures or () if isinstance(name, str)]
+    named: Any = config.architectures
+    names = [named] if isinstance(named, str) else [str(name) for name in named or ()]
     auto_map: dict[str, Any] = getattr(config, "auto_map", None) or {}
     custom = {str(ref).rsplit(".", 1)[-1]: ref for key, ref in auto_map.items() if "Model" in key}
     for name in names:
