@@ -66,8 +66,8 @@ class Source:
 def resolve(model: str, *, need_weights: bool = True, trust_remote_code: bool = False) -> Source:
     """Find MODEL and open its weights lazily.
 
-    With `need_weights=False` a folder without weights, or a bare config file, is a source of
-    kind `config`. Raises P100 (nothing there), P101 to P105 (see `weights`), P110 (no config),
+    With `need_weights=False` no weights are opened, and a folder without any, or a bare config
+    file, is a source of kind `config`. Raises P100 (nothing there), P101 to P105 (see `weights`), P110 (no config),
     P115 (hub), P116 (GGUF).
     """
     path = Path(model).expanduser()
@@ -145,13 +145,13 @@ def _folder(model: str, folder: Path, kind: Kind, need_weights: bool, trust: boo
     if not config.is_file():
         raise _no_config(folder)
     has_weights = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
-    weights = WeightStore(folder) if need_weights or has_weights else None
     return Source(
-        kind if weights is not None else "config",
+        kind if need_weights or has_weights else "config",
         model,
         folder,
         config,
-        weights,
+        # Not opened unasked: whoever needs none need not have them whole.
+        WeightStore(folder) if need_weights else None,
         tokenizer=any((folder / name).is_file() for name in TOKENIZERS),
         image_processor=any((folder / name).is_file() for name in IMAGES),
         trust_remote_code=trust,

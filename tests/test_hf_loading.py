@@ -261,6 +261,14 @@ def test_bare_configuration(tmp_path: Path) -> None:
     assert codes(source.require_weights) == {"P101"}
 
 
+def test_who_needs_no_weights_need_not_have_them_whole(tmp_path: Path) -> None:
+    saved(llama(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    source = resolve(str(tmp_path), need_weights=False)
+    assert (source.kind, source.weights) == ("hf", None)
+    assert codes(lambda: resolve(str(tmp_path))) == {"P103"}
+
+
 def test_onnx_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"")
