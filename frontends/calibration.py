@@ -138,6 +138,9 @@ def _from_files(
     length, notes = _fit_length(model, length, tokenizer)
     found = []
     for path, text, count in zip(paths, texts, share(n, paths), strict=True):
+        if not count:
+            notes.append(f"{path.name} is not used: there are more texts than windows")
+            continue
         if is_word_level(text):
             text = detokenise_wikitext(text)
             notes.append(f"{path.name} is word-level text: detokenised")

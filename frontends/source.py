@@ -67,8 +67,8 @@ def resolve(model: str, *, need_weights: bool = True, trust_remote_code: bool = 
     """Find MODEL and open its weights lazily.
 
     With `need_weights=False` no weights are opened, and a folder without any, or a bare config
-    file, is a source of kind `config`. Raises P100 (nothing there), P101 to P105 (see `weights`), P110 (no config),
-    P115 (hub), P116 (GGUF).
+    file, is a source of kind `config`. Raises P100 (nothing there), P101 to P105 (see
+    `weights`), P110 (no config), P115 (hub), P116 (GGUF).
     """
     path = Path(model).expanduser()
     if path.is_dir():
