@@ -22,6 +22,7 @@ from prunec.ir.diagnostics import Diagnostic
 __all__ = [
     "UniformConfig",
     "allowed_counts",
+    "families",
     "fit",
     "holdable",
     "wanted_shapes",
