@@ -447,7 +447,9 @@ def test_inspect_shows_groups_by_role_and_why_the_rest_is_pinned(
         for i in range(3)
     ]
     pinned = GroupRow("vocab", "vocab", 99, (("embed.weight", 0),), pinned="graph output")
-    pins = tuple(PinRow(f"a{i}", f"%x{i}", "softmax") for i in range(5))
+    pins = tuple(
+        PinRow(f"a{i}", f"%x{i}, %y, %z", f"softmax (%s{i} = aten.softmax)") for i in range(5)
+    )
     sizes = Sizes(134_515_008, 1, 4)
     report = InspectReport("m", "torch", sizes, (*groups, pinned), pins, {"aten.odd": 2})
     fake = types.ModuleType("prunec.pipeline")
@@ -457,7 +459,7 @@ def test_inspect_shows_groups_by_role_and_why_the_rest_is_pinned(
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "parameters 134.5M" in lines
     assert "neuron 8 3 3 96 layers.*.up.weight[0], layers.*.down.weight[1]" in lines
-    assert "softmax 5 a0 at %x0" in lines
+    assert "softmax 5 a0 at %x0 and 2 more" in lines
     assert "graph output 1 vocab at embed.weight[0]" in lines
     assert "aten.odd 2" in lines
     assert run("inspect", "m", "--json") == Exit.DONE

@@ -24,6 +24,7 @@ SIZE_NAMES = {
     "kv_cache_bytes": "KV-cache bytes",
 }
 
+QUOTED = re.compile(r"\s*\([%@][^()]*\)$")
 NUMBERED = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -95,10 +96,10 @@ def _show_pins(report: InspectReport, console: Console) -> None:
     ]
     if not pins:
         return
-    counts = Counter(pin.reason for pin in pins)
-    examples = {pin.reason: pin for pin in reversed(pins)}
+    counts = Counter(_kind(pin.reason) for pin in pins)
+    examples = {_kind(pin.reason): pin for pin in reversed(pins)}
     rows = [
-        (reason, count, f"{examples[reason].axis} at {examples[reason].where}")
+        (reason, count, f"{examples[reason].axis} at {_first(examples[reason].where)}")
         for reason, count in counts.most_common(MOST_REASONS)
     ]
     console.table("pinned", ("reason", ">axes", "for example"), rows)
@@ -156,6 +157,17 @@ def _span(values: Sequence[int]) -> str:
 def _patterns(group: GroupRow) -> list[str]:
     """Places with layer numbers left out, each once: `layers.*.mlp.up_proj.weight[0]`."""
     return list(dict.fromkeys(f"{NUMBERED.sub('*', name)}[{dim}]" for name, dim in group.places))
+
+
+def _kind(reason: str) -> str:
+    """A reason without the operation it quotes and the layer it names, to count alike ones."""
+    return NUMBERED.sub("*", QUOTED.sub("", reason))
+
+
+def _first(where: str) -> str:
+    """The first of several places, and how many more there are."""
+    first, *others = where.split(", ")
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _place(group: GroupRow) -> str:
