@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 
 from prunec.ir.diagnostics import Exit, PrunecError
+from prunec.options import PruneOptions
 from prunec.output import check_output, staged
 from prunec.planfile import check_plan, read_plan, write_plan
+from prunec.state import State, kept_state, state_key
+from prunec.target import parse_targets
 
 
 def listing(folder: Path) -> list[str]:
@@ -179,6 +183,71 @@ def test_waiting_for_nobody_is_quick(tmp_path: Path) -> None:
     with staged(tmp_path / "out"):
         pass
     assert time.monotonic() - start < 1
+
+
+# States
+
+
+def interrupted(out: Path, key: str, *, resume: bool = True) -> None:
+    with staged(out), kept_state(out, key, resume=resume) as state:
+        if state is not None:
+            state.save("one", {"a.b": np.arange(3), "c": np.ones((2, 2), np.float32)})
+        raise KeyboardInterrupt
+
+
+def test_a_state_outlives_an_interrupted_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(out, "key")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.prunec-state"]
+    with staged(out), kept_state(out, "key", resume=True) as state:
+        assert state is not None
+        assert state.load("two") is None
+        found = state.load("one")
+        assert found is not None
+        assert found["a.b"].tolist() == [0, 1, 2]
+        assert found["c"].dtype == np.float32
+    assert listing(tmp_path) == ["out"]
+
+
+def test_nothing_is_kept_unless_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "out", "key", resume=False)
+    assert listing(tmp_path) == []
+
+
+def test_a_run_that_did_nothing_yet_keeps_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="bad input"),
+        kept_state(tmp_path / "out", "key", resume=True),
+    ):
+        raise ValueError("bad input")
+    assert listing(tmp_path) == []
+
+
+def test_the_state_of_another_run_is_discarded(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(out, "key")
+    with kept_state(out, "other key", resume=True) as state:
+        assert state is not None
+        assert state.load("one") is None
+
+
+def test_half_a_step_is_none(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.save("one", {"a": np.arange(1000)})
+    whole = (tmp_path / "one.npz").read_bytes()
+    (tmp_path / "one.npz").write_bytes(whole[: len(whole) // 2])
+    assert state.load("one") is None
+
+
+def test_a_state_is_of_what_decides_the_result(tmp_path: Path) -> None:
+    options = PruneOptions("m", tmp_path / "a", parse_targets(["params=75%"])).settle()
+    key = state_key(options, "sha")
+    assert state_key(replace(options, out=tmp_path / "b", json=True), "sha") == key
+    assert state_key(replace(options, seed=1), "sha") != key
+    assert state_key(options, "other") != key
 
 
 SHAPES = {"a.weight": (4, 6), "b.weight": (6,)}

@@ -195,7 +195,7 @@ WRITE = "What to write"
 @option("--overwrite", is_flag=True, heading=WRITE, help="Replace OUT when all is done.")
 @option("--dry-run", is_flag=True, heading=WRITE, help="Plan and report; write nothing.")
 @option("--verify", is_flag=True, help="Check pruning against masking, and all formats.")
-@option("--resume", is_flag=True, help="Go on where an interrupted run with this OUT stopped.")
+@option("--resume", is_flag=True, help="Save steps beside OUT, and go on from them.")
 @option("--recipe", type=FILE, help="Take MODEL and options from a recipe.yaml; others win.")
 @TRUST
 @JSON
@@ -205,7 +205,7 @@ def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
 
     Percentages say what remains. OUT appears only when it is whole; it holds the formats in
     folders, plan.json (what was kept), recipe.yaml (how to repeat it), report.json and a model
-    card.
+    card. For long runs add --resume from the start: when interrupted, the same command goes on.
     """
     console = _console(as_json)
     with console.working():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 
-__all__ = ["Formats", "check_output", "staged"]
+__all__ = ["Formats", "beside", "check_output", "staged"]
 
 
 class Formats:
@@ -68,7 +68,7 @@ def staged(out: Path, *, overwrite: bool = False, sources: Iterable[Path] = ()) 
     with _parents(real.parent), _locked(real):
         _sweep(real)
         check_output(out, overwrite=overwrite)
-        stage = _beside(real, str(os.getpid()))
+        stage = beside(real, str(os.getpid()))
         stage.mkdir()
         try:
             yield stage
@@ -83,7 +83,7 @@ def _exchange(stage: Path, real: Path) -> None:
     if not real.exists():
         stage.rename(real)
         return
-    old = _beside(real, "old")
+    old = beside(real, "old")
     real.rename(old)
     try:
         stage.rename(real)
@@ -95,17 +95,18 @@ def _exchange(stage: Path, real: Path) -> None:
 
 def _sweep(real: Path) -> None:
     """Clear what a run that died has left; the caller holds the lock, so it is nobody's."""
-    old = _beside(real, "old")
+    old = beside(real, "old")
     if old.exists() and not real.exists():
         old.rename(real)  # it died between the two renames
-    prefix = _beside(real, "").name
+    prefix = beside(real, "").name
     for entry in os.scandir(real.parent):
         tail = entry.name.removeprefix(prefix)
         if entry.name.startswith(prefix) and (tail.isdigit() or tail == "old"):
             shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def _beside(real: Path, suffix: str) -> Path:
+def beside(real: Path, suffix: str) -> Path:
+    """A hidden neighbour of OUT, on the same disk."""
     return real.parent / f".{real.name}.prunec-{suffix}"
 
 
@@ -125,7 +126,7 @@ def _parents(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(real: Path) -> Iterator[None]:
     """Hold the lock file of OUT, or PrunecError (exit 2) when another run holds it."""
-    path = _beside(real, "lock")
+    path = beside(real, "lock")
     handle = _acquire(path)
     if handle is None:
         raise _busy(real)
@@ -164,7 +165,7 @@ def _busy(real: Path) -> PrunecError:
     return fail(
         "P822",
         f"another run is writing {real}",
-        where=str(_beside(real, "lock")),
+        where=str(beside(real, "lock")),
         help="wait for it, or choose another folder with -o",
         exit_code=Exit.USAGE,
     )

@@ -1,0 +1,96 @@
+"""What an interrupted run has done so far, kept for the next one with `--resume`.
+
+With `--resume` a run saves its steps in `.OUT.prunec-state` beside OUT; if it is interrupted, the
+same command goes on from the last one. Without it nothing is kept. A state belongs to one set of
+options and one model: that of any other run is discarded. The folder goes once OUT is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunec.options import PruneOptions
+from prunec.output import beside
+
+__all__ = ["State", "kept_state", "state_key"]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+KEY = "key"
+
+
+@dataclass(frozen=True)
+class State:
+    """Steps by name, each a set of named arrays of NumPy's own dtypes."""
+
+    folder: Path
+
+    def load(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
+        """The arrays of a step, or None when it was not finished."""
+        try:
+            with np.load(self._file(name), allow_pickle=False) as stored:
+                return {key: stored[key] for key in stored.files}
+        except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError):
+            return None
+
+    def save(self, name: str, arrays: Arrays) -> None:
+        """Keep a step; it is there wholly or not at all."""
+        for key, array in arrays.items():
+            assert array.dtype.kind in "biuf", (
+                f"{key} is of {array.dtype}, which NumPy cannot store"
+            )
+        self.folder.mkdir(exist_ok=True)
+        partial = self._file(name).with_suffix(".partial")
+        with partial.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        partial.replace(self._file(name))
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.npz"
+
+
+def state_key(options: PruneOptions, sha256: str) -> str:
+    """What a state is of: everything that decides the result, and the hash of the model."""
+    told = replace(
+        options, out=None, recipe=None, overwrite=False, verify=False, json=False, resume=True
+    )
+    files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in told.calibration_files]
+    return hashlib.sha256(repr((told, files, sha256)).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def kept_state(out: Path, key: str, *, resume: bool) -> Iterator[State | None]:
+    """The state of a run that writes OUT, or None without `resume`; the caller holds OUT's lock.
+
+    It stays after an exception and goes when the block ends without one.
+    """
+    folder = beside(Path(os.path.realpath(out.expanduser())), "state")
+    if resume and not _belongs(folder, key):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / KEY).write_text(key)
+    try:
+        yield State(folder) if resume else None
+    except BaseException:
+        if not any(folder.glob("*.npz")):  # nothing done yet that is worth keeping
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _belongs(folder: Path, key: str) -> bool:
+    try:
+        return (folder / KEY).read_text() == key
+    except OSError:
+        return False
