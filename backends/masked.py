@@ -8,6 +8,7 @@ norm) take it over the indices that stay, for which there is no other meaning of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 
 from prunec.backends.interpreter import Arrays, Program
 from prunec.backends.torch_ops import compile_op
-from prunec.ir.axes import Axis, Selection, atoms, kept_positions, positions
+from prunec.ir.axes import Atom, Axis, Product, Selection, Sum, atoms, kept_positions, positions
+from prunec.ir.axes import size as dense_size
 from prunec.ir.graph import Op, TensorType
 from prunec.passes.coupling import Coupling
 from prunec.passes.rewrite import Rewritten
@@ -38,16 +40,16 @@ def _removed_by(axes: tuple[Axis, ...], name: str, selection: Selection) -> torc
     rank = len(axes)
     gone = torch.zeros([1] * rank, dtype=torch.bool)
     for dim, axis in enumerate(axes):
-        where = positions(axis, name)
-        if (where < 0).all():
-            continue
-        if selection.parent is None:
+        for where in positions(axis, name):
+            if (where < 0).all():
+                continue
+            if selection.parent is not None:
+                gone = gone | _ragged(axes, dim, where, selection)
+                continue
             table = np.ones(int(where.max()) + 1, dtype=bool)
             table[selection.keep[selection.keep < len(table)]] = False
-            mask = np.where(where >= 0, table[where], False)
-            gone = gone | torch.from_numpy(mask).reshape([-1 if d == dim else 1 for d in range(rank)])
-        else:
-            gone = gone | _ragged(axes, dim, where, selection)
+            mask = torch.from_numpy(np.where(where >= 0, table[where], False))
+            gone = gone | mask.reshape([-1 if d == dim else 1 for d in range(rank)])
     return gone
 
 
@@ -59,12 +61,12 @@ def _ragged(
     rank = len(axes)
     table = np.ones((selection.keep.shape[0], int(where.max()) + 1), dtype=bool)
     np.put_along_axis(table, selection.keep, False, axis=1)
-    outer = positions(axes[dim], selection.parent)
+    outer = positions(axes[dim], selection.parent)[0]
     if (outer >= 0).any():
         mask = np.where(where >= 0, table[outer, where], False)
         return torch.from_numpy(mask).reshape([-1 if d == dim else 1 for d in range(rank)])
     at = next(d for d, axis in enumerate(axes) if (positions(axis, selection.parent) >= 0).any())
-    parent = positions(axes[at], selection.parent)
+    parent = positions(axes[at], selection.parent)[0]
     mask = np.where(where[None, :] >= 0, table[parent[:, None], where[None, :]], False)
     mask = mask if at < dim else mask.T
     shape = [mask.shape[0 if d == min(dim, at) else 1] if d in (dim, at) else 1 for d in range(rank)]
@@ -80,6 +82,7 @@ class _Masked(Program):
         weights: Arrays,
     ) -> None:
         super().__init__(coupling.graph, weights)
+        self.symbols: dict[str, int] = {}
         self.selections = selections
         types = coupling.graph.types
         smaller = {op.result: op for op in rewritten.graph.ops}
@@ -90,29 +93,50 @@ class _Masked(Program):
             else:
                 self.steps[i] = self._zeroed(op, self.steps[i])
 
+    def start(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Also notes what the symbolic sizes are in this batch: masks depend on them."""
+        env = super().start(inputs)
+        self.symbols = {}
+        for value in self.graph.inputs:
+            for dim, size in zip(value.type.shape, env[value.name].shape, strict=True):
+                if isinstance(dim, str) and dim.isidentifier():
+                    self.symbols[dim] = int(size)
+        return env
+
+    def _now(self, type_: TensorType) -> TensorType:
+        """The type with its symbolic axes at the sizes of this batch."""
+        return replace(type_, axes=tuple(_resized(axis, self.symbols) for axis in type_.axes))
+
     def _zeroed(self, op: Op, step: Any) -> Any:
-        masks = [removed(type_, self.selections) for type_ in op.types]
-        if all(mask is None for mask in masks):
+        if not any(self._touched(type_) for type_ in op.types):
             return step
-        return lambda env: tuple(
-            value if mask is None else value.masked_fill(mask, 0)
-            for value, mask in zip(step(env), masks, strict=True)
-        )
+
+        def masked(env: dict[str, Any]) -> tuple[Any, ...]:
+            masks = [removed(self._now(type_), self.selections) for type_ in op.types]
+            return tuple(
+                value if mask is None else value.masked_fill(mask, 0)
+                for value, mask in zip(step(env), masks, strict=True)
+            )
+
+        return masked
+
+    def _touched(self, type_: TensorType) -> bool:
+        return any(a.name in self.selections for axis in type_.axes for a in atoms(axis))
 
     def _over_kept(self, op: Op, smaller: Op, types: Mapping[str, TensorType]) -> Any:
         """Run on the indices that stay, and put the result back among zeros."""
         run = compile_op(smaller)
         names = [n for n in dict.fromkeys(op.operands) if n in types]
-        gathers = {name: self._kept(types[name]) for name in names}
-        scatters = [self._kept(type_) for type_ in op.types]
 
         def step(env: dict[str, Any]) -> tuple[Any, ...]:
+            gathers = {name: self._kept(self._now(types[name])) for name in names}
+            scatters = [self._kept(self._now(type_)) for type_ in op.types]
             inner = dict(env)
             for name, dims in gathers.items():
                 for dim, keep in dims:
                     inner[name] = inner[name].index_select(dim, keep)
             return tuple(
-                _scattered(value, dims, type_)
+                _scattered(value, dims, self._now(type_))
                 for value, dims, type_ in zip(run(inner), scatters, op.types, strict=True)
             )
 
@@ -126,12 +150,21 @@ class _Masked(Program):
         ]
 
 
+def _resized(axis: Axis, sizes: Mapping[str, int]) -> Axis:
+    match axis:
+        case Atom(name, size):
+            return Atom(name, sizes.get(name, size))
+        case Product(factors):
+            return Product(tuple(_resized(f, sizes) for f in factors))
+        case Sum(terms):
+            return Sum(tuple(_resized(t, sizes) for t in terms))
+
+
 def _scattered(
     value: torch.Tensor, dims: list[tuple[int, torch.Tensor]], type_: TensorType
 ) -> torch.Tensor:
     for dim, keep in dims:
-        size = type_.shape[dim]
-        assert isinstance(size, int)
+        size = dense_size(type_.axes[dim])
         shape = list(value.shape)
         shape[dim] = size
         value = value.new_zeros(shape).index_copy(dim, keep, value)

@@ -105,24 +105,34 @@ def new_size(axis: Axis, counts: Mapping[str, int]) -> int:
 
 
 def positions(axis: Axis, name: str) -> Indices:
-    """For each index of `axis`, the index of atom `name` it belongs to, or -1; shape (size(axis),)."""
+    """For each index of `axis`, the index of atom `name` it belongs to, or -1.
+
+    Shape (k, size(axis)); k is 1 unless the atom stands several times in one product, as in the
+    product of a vector with itself, where an index belongs to several indices of the atom.
+    """
+    rows = _rows(axis, name)
+    return np.stack(rows) if rows else np.full((1, size(axis)), -1)
+
+
+def _rows(axis: Axis, name: str) -> list[Indices]:
     match axis:
         case Atom():
-            return np.arange(axis.size) if axis.name == name else np.full(axis.size, -1)
+            return [np.arange(axis.size)] if axis.name == name else []
         case Sum():
-            return np.concatenate([positions(t, name) for t in axis.terms])
+            parts = [(_rows(t, name), size(t)) for t in axis.terms]
+            most = max(len(rows) for rows, _ in parts)
+            return [
+                np.concatenate([r[i] if i < len(r) else np.full(n, -1) for r, n in parts])
+                for i in range(most)
+            ]
         case Product():
             sizes = [size(f) for f in axis.factors]
-            result = np.full(sizes, -1)
+            found = []
             for i, factor in enumerate(axis.factors):
-                inner = positions(factor, name)
-                if (inner < 0).all():
-                    continue
-                shape = [1] * len(sizes)
-                shape[i] = -1
-                view = np.broadcast_to(inner.reshape(shape), sizes)
-                result = np.where(view >= 0, view, result)
-            return result.reshape(-1)
+                shape = [-1 if j == i else 1 for j in range(len(sizes))]
+                for row in _rows(factor, name):
+                    found.append(np.broadcast_to(row.reshape(shape), sizes).reshape(-1))
+            return found
 
 
 def kept_positions(axis: Axis, selections: Mapping[str, Selection]) -> Indices:
@@ -136,16 +146,16 @@ def kept_positions(axis: Axis, selections: Mapping[str, Selection]) -> Indices:
         if atom.name not in selections:
             continue
         selection = selections[atom.name]
-        where = positions(axis, atom.name)
-        carried = where >= 0
-        if selection.parent is None:
-            table = np.zeros(atom.size, dtype=bool)
-            table[selection.keep] = True
-            keep[carried] &= table[where[carried]]
-        else:
-            outer = positions(axis, selection.parent)
+        for where in positions(axis, atom.name):
+            carried = where >= 0
+            if selection.parent is None:
+                table = np.zeros(atom.size, dtype=bool)
+                table[selection.keep] = True
+                keep[carried] &= table[where[carried]]
+                continue
+            outer = positions(axis, selection.parent)[0]
             assert (outer[carried] >= 0).all(), f"{selection.parent} is not outside {atom.name}"
-            table2 = np.zeros((selection.keep.shape[0], atom.size), dtype=bool)
-            np.put_along_axis(table2, selection.keep, True, axis=1)
-            keep[carried] &= table2[outer[carried], where[carried]]
+            rows = np.zeros((selection.keep.shape[0], atom.size), dtype=bool)
+            np.put_along_axis(rows, selection.keep, True, axis=1)
+            keep[carried] &= rows[outer[carried], where[carried]]
     return np.flatnonzero(keep)

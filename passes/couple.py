@@ -237,8 +237,12 @@ class _Coupler:
     def _cached(self, value: str) -> tuple[Axis, ...]:
         """The stored axes of a key or value tensor: what a cache holds for each position."""
         served = {a.leaf for a in self.atoms.values() if a.parent is not None}
-        leaves = [leaf for axis in self.typing.dims[value] for leaf in self.typing.axes.leaves(axis)]
-        return tuple(self._term(x) for x in leaves if x in self.atoms and x not in served)
+        factors = [f for axis in self.typing.dims[value] for f in self.typing.axes.factors(axis)]
+        return tuple(
+            self._term(factor)
+            for factor in factors
+            if factor not in served and any(x in self.atoms for x in self.typing.axes.leaves(factor))
+        )
 
 
 def _common(names: Sequence[str]) -> str:

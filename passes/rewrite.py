@@ -26,6 +26,8 @@ from prunec.ir.axes import (
 from prunec.ir.graph import Arg, Graph, Op, TensorType
 from prunec.passes.coupling import Coupling
 
+UNIT = Atom("1", 1)
+
 __all__ = ["Rewritten", "kept_indices", "rewrite"]
 
 Kept = dict[str, dict[int, Indices]]
@@ -120,19 +122,28 @@ def _put(arg: Arg, path: list[int | str], value: int) -> Arg:
 
 
 def _shrunk(axis: Axis, counts: Mapping[str, int]) -> Axis:
-    """The axis with the new sizes; parts of one index vanish from products."""
+    """The axis with the new sizes, in normal form: no units in products, nothing nested alike."""
     match axis:
         case Atom(name, size):
-            return Atom(name, counts.get(name, size))
+            return Atom(name, counts.get(name, size)) if counts.get(name, size) != 1 else UNIT
         case Product(factors):
-            parts = [p for p in (_shrunk(f, counts) for f in factors) if p != Atom(p_name(p), 1)]
-            if len(parts) > 1:
-                return Product(tuple(parts))
-            return parts[0] if parts else Atom("1", 1)
+            parts = [p for f in factors for p in _flat(_shrunk(f, counts), Product)]
+            parts = [p for p in parts if p != UNIT]
+            return _joined(parts, Product)
         case Sum(terms):
-            return Sum(tuple(_shrunk(t, counts) for t in terms))
+            parts = [p for t in terms for p in _flat(_shrunk(t, counts), Sum)]
+            if all(p == UNIT for p in parts):
+                return Atom("+".join(a.name for a in atoms(axis)), len(parts))
+            return _joined(parts, Sum)
 
 
-def p_name(axis: Axis) -> str:
-    """The name of an atom, empty for a compound axis."""
-    return axis.name if isinstance(axis, Atom) else ""
+def _flat(axis: Axis, kind: type[Product] | type[Sum]) -> tuple[Axis, ...]:
+    if isinstance(axis, kind):
+        return axis.factors if isinstance(axis, Product) else axis.terms  # type: ignore[union-attr]
+    return (axis,)
+
+
+def _joined(parts: list[Axis], kind: type[Product] | type[Sum]) -> Axis:
+    if len(parts) > 1:
+        return kind(tuple(parts))
+    return parts[0] if parts else UNIT

@@ -1,0 +1,236 @@
+"""Select and restore, site by site along the program, on the already pruned stream.
+
+A site is a set of groups that meet in the same consumers (the KV heads and query heads of one
+attention layer, the neurons of one MLP). Sites are visited in the order of the program, so that
+each is judged by the inputs it will really see.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prunec.ir.axes import Indices, Selection, atoms, kept_positions
+from prunec.passes.coupling import Consumer, Coupling, Group
+from prunec.passes.profile import Array, Moments, Stream, Weights
+from prunec.passes.restore import LeastSquares
+from prunec.passes.score import Criterion, Scores
+
+__all__ = ["Compressed", "Site", "compress", "score_all", "select", "sites"]
+
+Selections = dict[str, Selection]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Groups that share consumers; `consumers` may be empty."""
+
+    groups: tuple[Group, ...]
+    consumers: tuple[Consumer, ...]
+
+
+@dataclass
+class Compressed:
+    """What stays of each group, the weights that were refitted (full width, zero where pruned),
+    and the parameters that could not be refitted with the reason."""
+
+    selections: Selections = field(default_factory=dict)
+    weights: dict[str, Array] = field(default_factory=dict)
+    unrestored: dict[str, str] = field(default_factory=dict)
+
+
+def sites(coupling: Coupling, groups: Sequence[Group]) -> list[Site]:
+    """Gather groups into sites, in the order in which the program reaches their consumers."""
+    owner: dict[str, int] = {}
+    gathered: dict[int, list[Group]] = {}
+    for i, group in enumerate(groups):
+        gathered[i] = [group]
+        for op in {c.op for c in group.consumers}:
+            other = owner.setdefault(op, i)
+            if other != i:
+                gathered[i] = gathered.pop(other) + gathered[i]
+                owner |= {o: i for o, at in owner.items() if at == other}
+    found = [_site(members) for members in gathered.values()]
+    position = coupling.graph.producers
+    return sorted(found, key=lambda s: min((position[c.op] for c in s.consumers), default=-1))
+
+
+def _site(groups: Sequence[Group]) -> Site:
+    consumers = {(c.op, c.weight): c for group in groups for c in group.consumers}
+    return Site(tuple(groups), tuple(consumers.values()))
+
+
+def score_all(
+    coupling: Coupling,
+    groups: Sequence[Group],
+    criterion: Criterion,
+    weights: Weights,
+    stream: Stream | None,
+    step: Callable[[], None] = lambda: None,
+) -> dict[str, Scores]:
+    """Scores of every group on the dense stream, for an allocator that ranks them all."""
+    found: dict[str, Scores] = {}
+    for site in sites(coupling, groups):
+        moments = stream.observe(site.consumers, False) if stream and site.consumers else []
+        observed = dict(zip(site.consumers, moments, strict=True)) if moments else {}
+        for group in site.groups:
+            found[group.name] = criterion.score(coupling, group, weights, _of(group, observed))
+        step()
+    return found
+
+
+def compress(
+    coupling: Coupling,
+    groups: Sequence[Group],
+    counts: Mapping[str, int],
+    criterion: Criterion,
+    weights: Weights,
+    stream: Stream | None = None,
+    restorer: LeastSquares | None = None,
+    step: Callable[[], None] = lambda: None,
+    chosen: Mapping[str, Selection] | None = None,
+) -> Compressed:
+    """Choose which indices of each group stay and refit their consumers.
+
+    `counts` says how many stay. Without a stream the criterion must not need one and nothing is
+    refitted. With one, each site is scored on the inputs that the pruned program gives it.
+    `chosen` are selections already made, which are followed without scoring.
+    """
+    result = Compressed()
+    current = _Current(weights, result.weights)
+    for site in sites(coupling, groups):
+        gram = restorer is not None and not any(g.normed for g in site.groups)
+        observed: dict[Consumer, Moments] = {}
+        if stream is not None and site.consumers:
+            moments = stream.observe(site.consumers, gram)
+            observed = dict(zip(site.consumers, moments, strict=True))
+        for group in site.groups:
+            if chosen is not None:
+                result.selections[group.name] = chosen[group.name]
+                continue
+            if counts[group.name] == group.size:
+                continue
+            scores = criterion.score(coupling, group, current, _of(group, observed))
+            result.selections[group.name] = select(scores, counts[group.name], group)
+        if stream is not None and site.consumers:
+            changed = _pruned(coupling, site, observed, result, current, restorer)
+            stream.replace(changed)
+            result.weights |= changed
+        step()
+    return result
+
+
+def select(scores: Scores, count: int, group: Group) -> Selection:
+    """Keep the `count` highest scores, ties by lower index; ragged under a parent."""
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
+    return Selection(np.sort(order, axis=-1).astype(np.int64), group.parent)
+
+
+class _Current(dict[str, Array]):
+    """Weights as they stand: the refitted ones over the dense ones."""
+
+    def __init__(self, base: Weights, changed: Weights) -> None:
+        super().__init__()
+        self._base, self._changed = base, changed
+
+    def __missing__(self, name: str) -> Array:
+        return self._changed[name] if name in self._changed else self._base[name]
+
+
+def _of(group: Group, observed: Mapping[Consumer, Moments]) -> list[tuple[Consumer, Moments]]:
+    """The observations of a group's own consumers."""
+    own = {(c.op, c.weight) for c in group.consumers}
+    return [(c, m) for c, m in observed.items() if (c.op, c.weight) in own]
+
+
+def _pruned(
+    coupling: Coupling,
+    site: Site,
+    observed: Mapping[Consumer, Moments],
+    result: Compressed,
+    weights: Weights,
+    restorer: LeastSquares | None,
+) -> dict[str, Array]:
+    """The consumers' weights at full width, zero where pruned, refitted where that is possible."""
+    by_weight: dict[tuple[str, int], list[Consumer]] = defaultdict(list)
+    for consumer in site.consumers:
+        by_weight[consumer.weight.parameter, consumer.weight.dim].append(consumer)
+    changed: dict[str, Array] = {}
+    for (name, dim), consumers in by_weight.items():
+        axis = coupling.axes(name)[dim]
+        if not any(a.name in result.selections for a in atoms(axis)):
+            continue
+        kept = kept_positions(axis, result.selections)
+        reason = _obstacle(coupling, consumers, restorer)
+        if reason or restorer is None:
+            if reason:
+                result.unrestored[name] = reason
+            weight = np.array(changed.get(name, weights[name]))
+            changed[name] = _zeroed(weight, dim, kept)
+            continue
+        moments = [observed[c] for c in consumers]
+        total = sum(moments[1:], start=moments[0])
+        changed |= _refitted(coupling, consumers[0], weights, total, kept, restorer)
+    return changed
+
+
+def _zeroed(weight: Array, dim: int, kept: Indices) -> Array:
+    gone = np.setdiff1d(np.arange(weight.shape[dim]), kept)
+    weight[(slice(None),) * dim + (gone,)] = 0
+    return weight
+
+
+def _obstacle(
+    coupling: Coupling, consumers: Sequence[Consumer], restorer: LeastSquares | None
+) -> str:
+    """Why the consumers of a weight cannot be refitted; empty when they can."""
+    if restorer is None:
+        return ""
+    graph = coupling.graph
+    for consumer in consumers:
+        parameter = graph.parameters[consumer.weight.parameter]
+        op = graph.ops[graph.producers[consumer.op]]
+        if len(parameter.type.shape) != 2 or parameter.ref not in op.operands:
+            return "only layers with a plain weight matrix are refitted"
+        normed = coupling.axes(parameter.name)[consumer.weight.dim]
+        names = {a.name for a in atoms(normed)}
+        if any(g.normed for g in coupling.groups if g.name in names):
+            return "a statistic is taken over its inputs, which changes when they are pruned"
+    return ""
+
+
+def _refitted(
+    coupling: Coupling,
+    consumer: Consumer,
+    weights: Weights,
+    moments: Moments,
+    kept: Indices,
+    restorer: LeastSquares,
+) -> dict[str, Array]:
+    name, dim = consumer.weight.parameter, consumer.weight.dim
+    weight = weights[name]
+    matrix = (weight if dim == 1 else weight.T).astype(np.float64)
+    bias_name = _bias(coupling, consumer)
+    bias = None if bias_name is None else weights[bias_name].astype(np.float64)
+    restored = restorer.restore(matrix, bias, moments, kept)
+    result = restored.weight if dim == 1 else restored.weight.T
+    changed = {name: np.ascontiguousarray(result.astype(weight.dtype))}
+    if bias_name is not None and restored.bias is not None:
+        changed[bias_name] = restored.bias.astype(weights[bias_name].dtype)
+    return changed
+
+
+def _bias(coupling: Coupling, consumer: Consumer) -> str | None:
+    """The parameter that the same operation adds to its result."""
+    graph = coupling.graph
+    op = graph.ops[graph.producers[consumer.op]]
+    for operand in op.operands:
+        parameter = graph.parameter(operand)
+        if parameter is None or parameter.name == consumer.weight.parameter:
+            continue
+        if len(parameter.type.shape) == 1 and len(graph.uses[parameter.ref]) == 1:
+            return parameter.name
+    return None

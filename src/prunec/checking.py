@@ -1,0 +1,116 @@
+"""Check a pruned model: law 1 (prune = mask) and law 5 (all formats agree), on real runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from prunec.backends.interpreter import execute
+from prunec.backends.masked import execute_masked
+from prunec.output import Formats
+from prunec.progress import Progress
+from prunec.reports import Check
+from prunec.runners import Runner, open_hf, open_onnx, open_torchscript
+
+if TYPE_CHECKING:
+    from prunec.pipeline import Pruned
+
+__all__ = ["SHAPES", "examples", "relative_difference", "verify"]
+
+Array = npt.NDArray[Any]
+
+SHAPES = ((2, 17), (3, 29))
+"""Batch sizes and lengths that every format is run at."""
+
+ALLOWED = {"law 1": 1e-5, "hf": 0.0, "torchscript": 1e-5, "onnx": 1e-4}
+"""Largest relative difference: masking sums in another order (float32 rounding over the depth of
+the network), stock code runs the same kernels, ONNX Runtime has kernels of its own."""
+
+
+def examples(pruned: Pruned) -> list[dict[str, Array]]:
+    """Seeded inputs of the program at two shapes; masks are all ones."""
+    graph = pruned.loaded.graph
+    rng = np.random.default_rng(pruned.options.seed)
+    vocab = int(getattr(pruned.loaded.config.get_text_config(), "vocab_size", 2))
+    found = []
+    for batch, length in SHAPES:
+        feeds: dict[str, Array] = {}
+        for value in graph.inputs:
+            name = value.name[1:]
+            shape = [
+                d if isinstance(d, int) else batch if d == "batch" else length
+                for d in value.type.shape
+            ]
+            if "mask" in name:
+                feeds[name] = np.ones(shape, dtype=np.int64)
+            elif value.type.dtype.startswith("i"):
+                feeds[name] = rng.integers(0, vocab, shape)
+            else:
+                feeds[name] = rng.standard_normal(shape).astype(np.float32)
+        found.append(feeds)
+    return found
+
+
+def relative_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
+    """The largest absolute difference of any output over the largest absolute value of it."""
+    worst = 0.0
+    in_order = list(found.values())
+    for i, (name, value) in enumerate(wanted.items()):
+        # TorchScript's outputs have places, not names
+        a, b = _array(found[name] if name in found else in_order[i]), _array(value)
+        if a.shape != b.shape or not np.isfinite(a).all():
+            return float("inf")
+        scale = float(np.abs(b).max()) or 1.0
+        worst = max(worst, float(np.abs(a - b).max()) / scale)
+    return worst
+
+
+def _array(value: Any) -> Array:
+    array = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return array.astype(np.float64)
+
+
+def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
+    """Run every format beside the executor, and the executor beside the masked dense program."""
+    feeds = examples(pruned)
+    with progress.step("Verifying", 1 + len(pruned.options.formats)) as advance:
+        wanted = list(execute(pruned.rewritten.graph, pruned.weights, feeds))
+        masked = list(
+            execute_masked(
+                pruned.loaded.coupling,
+                pruned.compressed.selections,
+                pruned.rewritten,
+                pruned.dense_weights,
+                feeds,
+            )
+        )
+        checks = [_check("law 1", list(zip(wanted, masked, strict=True)))]
+        advance(1)
+        for name in pruned.options.formats:
+            runner = OPEN[name](stage)
+            found = [runner.run(_fed(runner, f)) for f in feeds]
+            checks.append(_check(name, list(zip(found, wanted, strict=True))))
+            advance(1)
+    return tuple(checks)
+
+
+def _fed(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    names = [spec.name for spec in runner.inputs]
+    return {name: feeds[name] for name in names if name in feeds}
+
+
+def _check(name: str, pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Check:
+    difference = max(relative_difference(found, wanted) for found, wanted in pairs)
+    return Check(name, difference, ALLOWED[name])
+
+
+OPEN: Mapping[str, Callable[[Path], Runner]] = {
+    "hf": lambda stage: open_hf(str(stage / Formats.HF)),
+    "onnx": lambda stage: open_onnx(stage / Formats.ONNX),
+    "torchscript": lambda stage: open_torchscript(stage / Formats.TORCHSCRIPT),
+}

@@ -1,0 +1,107 @@
+"""Write the smaller program in the formats asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from prunec.backends.safetensors_writer import Entry, Sliced
+from prunec.backends.tensors import as_tensor
+from prunec.output import Formats
+from prunec.passes.profile import Weights
+from prunec.progress import Progress
+from prunec.reports import WrittenFormat
+
+if TYPE_CHECKING:
+    from prunec.pipeline import Pruned
+
+__all__ = ["emit"]
+
+
+def emit(pruned: Pruned, stage: Path, progress: Progress) -> tuple[WrittenFormat, ...]:
+    """Write every format into the stage folder; returns what was written, with its bytes."""
+    found = []
+    for name in pruned.options.formats:
+        write, path = WRITERS[name]
+        target = stage / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with progress.step(f"Writing {name}"):
+            write(pruned, target)
+        size = _bytes(target if target.is_dir() else target.parent)
+        found.append(WrittenFormat(name, path, size))
+        progress.note(f"wrote {path} ({size / 1e6:,.0f} MB)")
+    return tuple(found)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+class TensorView(Mapping[str, torch.Tensor]):
+    """Arrays as tensors, made when asked for."""
+
+    def __init__(self, arrays: Weights) -> None:
+        self.arrays = arrays
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return as_tensor(self.arrays[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+def _torchscript(pruned: Pruned, path: Path) -> None:
+    from prunec.backends import torchscript
+
+    torchscript.emit(pruned.rewritten.graph, TensorView(pruned.weights), path)
+
+
+def _onnx(pruned: Pruned, path: Path) -> None:
+    from prunec.backends import onnx
+
+    onnx.emit(pruned.rewritten.graph, TensorView(pruned.weights), path)
+
+
+def entries(pruned: Pruned) -> list[Entry]:
+    """Every stored tensor once, in its stored dtype, sliced when its turn to be written comes."""
+    stored, changed, kept = (
+        pruned.loaded.stored,
+        pruned.compressed.weights,
+        pruned.rewritten.kept,
+    )
+    graph = pruned.loaded.graph
+    aliases = {alias for p in graph.parameters.values() for alias in p.aliases}
+    found = []
+    for name in stored:
+        if name in aliases:
+            continue
+        dtype = stored[name].dtype
+
+        def produce(name: str = name) -> Sliced:
+            base = changed[name].astype(stored[name].dtype) if name in changed else stored[name]
+            return Sliced(base, kept.get(name, {}))
+
+        shape = tuple(
+            len(kept.get(name, {}).get(d, range(n))) for d, n in enumerate(stored[name].shape)
+        )
+        found.append(Entry(name, dtype, shape, produce))
+    return found
+
+
+def _hf(pruned: Pruned, folder: Path) -> None:
+    from prunec.emission_hf import write_hf
+
+    write_hf(pruned, folder, entries(pruned))
+
+
+WRITERS: Mapping[str, tuple[Callable[[Pruned, Path], None], str]] = {
+    "hf": (_hf, Formats.HF),
+    "onnx": (_onnx, Formats.ONNX),
+    "torchscript": (_torchscript, Formats.TORCHSCRIPT),
+}

@@ -1,0 +1,136 @@
+"""Load a model for the passes: traced on the meta device, coupled, its weights opened lazily."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prunec.frontends import checkpoint, hf
+from prunec.frontends.source import Source, resolve
+from prunec.frontends.torch_hf import trace_hf
+from prunec.ir.diagnostics import Diagnostic
+from prunec.ir.dialects.aten import ATEN
+from prunec.ir.graph import Graph
+from prunec.passes.cost import Cost
+from prunec.passes.couple import couple
+from prunec.passes.coupling import Coupling
+from prunec.passes.profile import Array, Weights
+from prunec.progress import Progress
+
+__all__ = ["Loaded", "ProgramWeights", "SlicedWeights", "load"]
+
+DTYPES = {"f64": np.float64, "f32": np.float32, "f16": np.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as the passes see it. `stored` are the checkpoint's tensors in their own dtype,
+    `weights` everything that the program uses in the dtype that it computes in."""
+
+    source: Source
+    config: Any
+    model: Any
+    coupling: Coupling
+    cost: Cost
+    stored: Weights
+    weights: Weights
+    warnings: tuple[Diagnostic, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Graph:
+        return self.coupling.graph
+
+
+class ProgramWeights(Mapping[str, Array]):
+    """What a program reads: parameters of the checkpoint, computed buffers and constants, each
+    cast to the dtype that the graph says. Nothing is read before it is asked for."""
+
+    def __init__(self, graph: Graph, stored: Weights, computed: Weights) -> None:
+        self.graph, self.stored, self.computed = graph, stored, computed
+
+    def __getitem__(self, name: str) -> Array:
+        array = self.stored[name] if name in self.stored else self.computed[name]
+        parameter = self.graph.parameters.get(name)
+        wanted = DTYPES.get(parameter.type.dtype) if parameter else None
+        return array if wanted is None or array.dtype == wanted else array.astype(wanted)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.graph.parameters)
+
+    def __len__(self) -> int:
+        return len(self.graph.parameters)
+
+
+class SlicedWeights(Mapping[str, Array]):
+    """Weights of the smaller program: the kept indices of each, taken when asked for."""
+
+    def __init__(self, base: Weights, kept: Mapping[str, Mapping[int, Array]]) -> None:
+        self.base, self.kept = base, kept
+
+    def __getitem__(self, name: str) -> Array:
+        array = self.base[name]
+        for dim, indices in self.kept.get(name, {}).items():
+            array = np.take(array, indices, dim)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+class Overlaid(Mapping[str, Array]):
+    """Weights of which some were refitted."""
+
+    def __init__(self, base: Weights, changed: Weights) -> None:
+        self.base, self.changed = base, changed
+
+    def __getitem__(self, name: str) -> Array:
+        return self.changed[name] if name in self.changed else self.base[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+def load(model: str, *, trust_remote_code: bool, need_weights: bool, progress: Progress) -> Loaded:
+    """Resolve MODEL, trace it without weights and couple its dimensions.
+
+    Raises PrunecError for anything that the user can mend: no such model, a damaged or unsafe
+    checkpoint, an unknown configuration, a model that cannot be traced.
+    """
+    seconds: dict[str, float] = {}
+    with progress.step("Reading the model"):
+        source = resolve(model, need_weights=need_weights, trust_remote_code=trust_remote_code)
+        config = hf.load_config(source, trust_remote_code)
+        module = hf.build_meta(config, trust_remote_code=trust_remote_code)
+        stored: Weights = checkpoint.open_parameters(module, source) if need_weights else {}
+    with progress.step("Tracing the program"):
+        start = time.perf_counter()
+        traced = trace_hf(module)
+        seconds["trace"] = time.perf_counter() - start
+    with progress.step("Coupling dimensions"):
+        start = time.perf_counter()
+        coupling = couple(traced.graph, ATEN)
+        seconds["couple"] = time.perf_counter() - start
+    buffers = hf.real_buffers(config, trust_remote_code=trust_remote_code) if need_weights else {}
+    computed = {**buffers, **traced.constants}
+    return Loaded(
+        source,
+        config,
+        module,
+        coupling,
+        Cost(coupling),
+        stored,
+        ProgramWeights(coupling.graph, stored, computed),
+        traced.warnings,
+        seconds,
+    )

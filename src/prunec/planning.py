@@ -1,0 +1,223 @@
+"""Decide which groups are pruned and how many indices of each stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prunec.backends.hf_fields import Family
+from prunec.backends.hf_families import families
+from prunec.backends.hf_fit import allowed_counts, fit, holdable
+from prunec.ir.axes import Axis, new_size
+from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
+from prunec.loading import Loaded
+from prunec.options import PruneOptions
+from prunec.passes.allocate import Budget, Uniform, least_counts
+from prunec.passes.coupling import Group
+from prunec.target import Target
+
+__all__ = ["Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
+
+DEFAULT_ROLES = ("neuron", "channel", "query_head", "kv_head", "expert")
+"""What is pruned when `--groups` does not say: what lies within blocks. `hidden` and `head_dim`
+touch every layer at once, and are pruned on request."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The groups that take part, and for some the only counts that the layout can hold."""
+
+    groups: tuple[Group, ...]
+    allowed: Mapping[str, Sequence[int]]
+    warnings: tuple[Diagnostic, ...] = ()
+
+
+def parameter_axes(loaded: Loaded) -> dict[str, tuple[Axis, ...]]:
+    return {name: p.type.axes for name, p in loaded.graph.parameters.items()}
+
+
+def choose_groups(loaded: Loaded, options: PruneOptions, family: Family) -> Choice:
+    """The groups to prune: those asked for, or all that the layout and formats can hold.
+
+    Raises PrunecError (exit 2) when a role that was asked for does not exist or cannot be held.
+    """
+    wanted = options.groups or DEFAULT_ROLES
+    groups = [g for g in loaded.coupling.groups if g.size > 1 and _plays(g, wanted)]
+    if options.groups:
+        _check_asked(loaded, options.groups, groups)
+    if not groups:
+        raise _nothing(loaded, wanted)
+    if "hf" not in options.formats or options.layout != "uniform":
+        return Choice(tuple(groups), {})
+    return _held(loaded, options, family, groups)
+
+
+def _plays(group: Group, roles: Sequence[str]) -> bool:
+    """Whether a group has one of the roles. In multi-head attention each query head has a KV
+    head of its own, so both names mean it."""
+    if group.role == "query_head" and group.parent is None and "kv_head" in roles:
+        return True
+    return group.role in roles
+
+
+def _check_asked(loaded: Loaded, roles: Sequence[str], groups: Sequence[Group]) -> None:
+    missing = [role for role in roles if not any(_plays(g, (role,)) for g in groups)]
+    if not missing:
+        return
+    problems = []
+    for role in missing:
+        pin = next((p for p in loaded.coupling.pinned if p.role == role), None)
+        reason = f": {pin.reason} ({pin.where or pin.places[0]})" if pin else ""
+        problems.append(
+            Diagnostic(
+                "P401",
+                f"the model has no {role} that can be pruned{reason}",
+                "--groups",
+                help=f"`prunec inspect {loaded.source.name}` lists what can be",
+            )
+        )
+    raise PrunecError(problems, Exit.USAGE)
+
+
+def _nothing(loaded: Loaded, roles: Sequence[str]) -> PrunecError:
+    others = sorted({g.role for g in loaded.coupling.groups} - set(roles))
+    remedy = (
+        f"it has {', '.join(others)}: name them with --groups"
+        if others
+        else (f"`prunec inspect {loaded.source.name}` says why every dimension is pinned")
+    )
+    return fail(
+        "P402", f"nothing to prune: no group is a {' or '.join(roles)}", where=loaded.source.name,
+        help=remedy, exit_code=Exit.USAGE,
+    )  # fmt: skip
+
+
+def _held(loaded: Loaded, options: PruneOptions, family: Family, groups: Sequence[Group]) -> Choice:
+    """Leave out what the stock class cannot hold; refuse it when it was asked for by name."""
+    axes = parameter_axes(loaded)
+    reasons = holdable(family, axes, [g.name for g in groups])
+    refused = [g for g in groups if reasons[g.name] is not None]
+    told: dict[str, Diagnostic] = {}
+    for group in refused:
+        reason = reasons[group.name]
+        assert reason is not None
+        told.setdefault(group.role, reason)
+    kept = tuple(g for g in groups if reasons[g.name] is None)
+    if refused and (options.groups or not kept):
+        raise PrunecError(told.values(), Exit.USAGE)
+    allowed: dict[str, Sequence[int]] = {}
+    for names in families(family, axes, [g.name for g in kept]):
+        counts = allowed_counts(family, axes, names)
+        if len(counts) < loaded.coupling.by_name[names[0]].size - 1:
+            allowed |= dict.fromkeys(names, counts)
+    return Choice(kept, allowed, tuple(told.values()))
+
+
+def limits(loaded: Loaded, targets: Sequence[Target], length: int) -> list[tuple[Target, float]]:
+    """The most that each target lets remain; refuses a target that leaves nothing to do."""
+    return [(t, t.demand(measure(loaded, t.metric, {}, length))) for t in targets]
+
+
+def measure(loaded: Loaded, metric: str, counts: Mapping[str, int], length: int) -> int:
+    """A cost of the model with these counts; FLOPs for one sequence of `length` tokens."""
+    cost = loaded.cost
+    polynomial = {"params": cost.parameters, "blocks": cost.blocks, "flops": cost.flops}[metric]
+    return cost.evaluate(polynomial, {**_example(loaded, length), **counts})
+
+
+def _example(loaded: Loaded, length: int) -> dict[str, int]:
+    symbols = dict.fromkeys(loaded.graph.symbols, length)
+    return symbols | {"batch": 1} if "batch" in symbols else symbols
+
+
+def make_budget(loaded: Loaded, options: PruneOptions, choice: Choice) -> Budget:
+    """All targets as one: the largest share of its limit that any cost takes, in millionths."""
+    bounds = limits(loaded, options.targets, options.calibration_length)
+
+    def cost(counts: Mapping[str, int]) -> int:
+        shares = [
+            measure(loaded, t.metric, counts, options.calibration_length) / limit
+            for t, limit in bounds
+        ]
+        return round(max(shares) * 1_000_000)
+
+    budget = Budget(cost, 1_000_000, options.round_to, choice.allowed)
+    if not budget.met(least_counts(choice.groups, budget)):
+        raise _unreachable(loaded, options, choice, budget)
+    return budget
+
+
+def _unreachable(
+    loaded: Loaded, options: PruneOptions, choice: Choice, budget: Budget
+) -> PrunecError:
+    """Say how far pruning can go and what holds the rest."""
+    least = least_counts(choice.groups, budget)
+    problems = []
+    for target in options.targets:
+        dense = measure(loaded, target.metric, {}, options.calibration_length)
+        left = measure(loaded, target.metric, least, options.calibration_length)
+        if left <= target.limit(dense):
+            continue
+        roles = ", ".join(dict.fromkeys(g.role for g in choice.groups))
+        problems.append(
+            Diagnostic(
+                "P403",
+                f"target {target.text} cannot be met: with one index of each {roles} left,"
+                f" {left:,} of {dense:,} {target.metric} remain ({left / dense:.1%});"
+                f" {_holders(loaded, least)}",
+                "--target",
+                help=f"ask for at least {target.metric}={_percent(left / dense)}"
+                + ("" if "hidden" in roles else ", or let --groups include hidden"),
+            )
+        )
+    return PrunecError(problems, Exit.NOT_MET)
+
+
+def _percent(share: float) -> str:
+    return f"{int(share * 100) + 2}%"
+
+
+def _holders(loaded: Loaded, counts: Mapping[str, int]) -> str:
+    """The largest parameters that stay."""
+    sizes = {
+        name: math.prod(new_size(axis, counts) for axis in p.type.axes)
+        for name, p in loaded.graph.parameters.items()
+        if p.kind == "parameter"
+    }
+    name = max(sizes, key=lambda n: sizes[n])
+    axes = " and ".join(
+        a.name.rsplit("/", 1)[-1] for a in loaded.coupling.axes(name) if hasattr(a, "name")
+    )
+    return f"{name} alone holds {sizes[name]:,} (its axes: {axes})"
+
+
+def settle_uniform(
+    loaded: Loaded, choice: Choice, budget: Budget, family: Family, check: bool
+) -> tuple[dict[str, int], tuple[Diagnostic, ...]]:
+    """Uniform counts that the stock class holds all together; groups whose counts do not go
+    with the others stay whole, heads shared by the most going first."""
+    groups = list(choice.groups)
+    warnings: list[Diagnostic] = []
+    while True:
+        counts = Uniform().allocate(groups, budget)
+        full = {g.name: g.size for g in choice.groups} | counts
+        found = fit(family, parameter_axes(loaded), _changed(loaded, full)) if check else None
+        if not isinstance(found, list):
+            return full, tuple(warnings)
+        warnings += found[:1]
+        moved = [g for g in groups if counts[g.name] < g.size]
+        role = max({g.role for g in moved}, key=_fragility, default="")
+        groups = [g for g in groups if g.role != role]
+        if not groups or not budget.met(least_counts(groups, budget)):
+            raise PrunecError(found, Exit.NOT_MET)
+
+
+def _fragility(role: str) -> int:
+    order = ("neuron", "channel", "expert", "query_head", "kv_head", "head_dim", "hidden")
+    return order.index(role) if role in order else len(order)
+
+
+def _changed(loaded: Loaded, counts: Mapping[str, int]) -> dict[str, int]:
+    sizes = {g.name: g.size for g in loaded.coupling.groups}
+    return {name: k for name, k in counts.items() if k < sizes[name]}

@@ -1,0 +1,161 @@
+"""Turn what the passes found into reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from prunec.ir.axes import new_size
+from prunec.loading import Loaded
+from prunec.options import InspectOptions
+from prunec.passes.cost import Polynomial, itemsize
+from prunec.passes.coupling import Group
+from prunec.planning import measure
+from prunec.reports import (
+    Check,
+    GroupRow,
+    InspectReport,
+    PinRow,
+    PruneReport,
+    Sizes,
+    TargetRow,
+    WrittenFormat,
+)
+
+if TYPE_CHECKING:
+    from prunec.pipeline import Pruned
+
+__all__ = ["inspect_report", "prune_report", "sizes"]
+
+LENGTH = 512
+
+
+def sizes(loaded: Loaded, counts: Mapping[str, int], length: int = LENGTH) -> Sizes:
+    """Costs of the model once `counts` are left, for one sequence of `length` tokens."""
+    example = dict.fromkeys(loaded.graph.symbols, length) | {"batch": 1}
+    at = {**example, **counts}
+    cost = loaded.cost
+    return Sizes(
+        params=cost.evaluate(cost.parameters, at),
+        blocks=cost.evaluate(cost.blocks, at),
+        bytes=_stored_bytes(loaded, counts),
+        flops=cost.evaluate(cost.flops, at),
+        activation_bytes=cost.activation_bytes(at),
+        kv_cache_bytes=cost.evaluate(cost.cache, at) * length * 4,
+        batch=1,
+        length=length,
+    )
+
+
+def _stored_bytes(loaded: Loaded, counts: Mapping[str, int]) -> int:
+    total = 0
+    for name, p in loaded.graph.parameters.items():
+        if p.kind != "parameter":
+            continue
+        stored = loaded.stored[name].dtype.itemsize if name in loaded.stored else None
+        each = stored or itemsize(p.type.dtype)
+        total += each * math.prod(new_size(axis, counts) for axis in p.type.axes)
+    return total
+
+
+def inspect_report(loaded: Loaded, options: InspectOptions) -> InspectReport:
+    return InspectReport(
+        model=options.model,
+        source=str(loaded.source.path),
+        sizes=sizes(loaded, {}),
+        groups=tuple(group_rows(loaded, {})),
+        pinned=tuple(pin_rows(loaded)),
+        unknown_ops=dict(loaded.coupling.without_rule),
+        seconds={k: round(v, 3) for k, v in loaded.seconds.items()},
+        warnings=loaded.warnings,
+    )
+
+
+def group_rows(
+    loaded: Loaded, kept: Mapping[str, int], pruned: bool = False
+) -> Sequence[GroupRow]:
+    costs = _per_index(loaded)
+    return [
+        GroupRow(
+            name=g.name,
+            role=g.role,
+            size=g.size,
+            places=tuple((p.parameter, p.dim) for p in g.places),
+            params_per_index=costs.get(g.name, 0),
+            layer=g.name.rsplit("/", 1)[0] if "/" in g.name else "",
+            kept=kept.get(g.name, g.size) if pruned else None,
+        )
+        for g in loaded.coupling.groups
+    ]
+
+
+def _per_index(loaded: Loaded) -> dict[str, int]:
+    """What one index of each group costs in parameters: the derivative of the polynomial."""
+    sizes_ = loaded.cost.sizes
+    found: dict[str, int] = {}
+    polynomial: Polynomial = loaded.cost.parameters
+    for key, factor in polynomial.terms.items():
+        value = factor * math.prod(sizes_[name] for name in key)
+        for name in set(key):
+            found[name] = found.get(name, 0) + key.count(name) * value // sizes_[name]
+    return found
+
+
+def pin_rows(loaded: Loaded) -> Sequence[PinRow]:
+    return [
+        PinRow(
+            axis=pin.axis,
+            where=", ".join(map(str, pin.places)),
+            reason=pin.reason + (f" ({pin.where})" if pin.where else ""),
+        )
+        for pin in loaded.coupling.pinned
+    ]
+
+
+def prune_report(
+    pruned: Pruned, written: Sequence[WrittenFormat], checks: Sequence[Check]
+) -> PruneReport:
+    loaded, options = pruned.loaded, pruned.options
+    counts = {name: s.count for name, s in pruned.compressed.selections.items()}
+    notes: dict[str, object] = {"unrestored": pruned.compressed.unrestored}
+    if pruned.calibrated is not None:
+        notes["calibration"] = pruned.calibrated.describe()
+    return PruneReport(
+        model=options.model,
+        out=str(options.out) if options.out else None,
+        method=options.method,
+        restore=options.restore,
+        calibration=options.calibration,
+        layout=options.layout,
+        dense=sizes(loaded, {}),
+        pruned=sizes(loaded, counts),
+        targets=tuple(_target_rows(pruned, counts)),
+        groups=tuple(group_rows(loaded, counts, pruned=True)),
+        pinned=tuple(pin_rows(loaded)),
+        formats=tuple(written),
+        checks=tuple(checks),
+        seconds=pruned.seconds,
+        warnings=tuple(pruned.warnings),
+        notes=notes,
+    )
+
+
+def _target_rows(pruned: Pruned, counts: Mapping[str, int]) -> Sequence[TargetRow]:
+    loaded, length = pruned.loaded, pruned.options.calibration_length
+    rows = []
+    for target in pruned.options.targets:
+        dense = measure(loaded, target.metric, {}, length)
+        left = measure(loaded, target.metric, counts, length)
+        rows.append(
+            TargetRow(target.text, dense, target.limit(dense), left, target.met(dense, left))
+        )
+    return rows
+
+
+def describe(groups: Sequence[Group]) -> str:
+    """`30 neuron, 30 query_head`."""
+    roles: dict[str, int] = {}
+    for group in groups:
+        roles[group.role] = roles.get(group.role, 0) + 1
+    return ", ".join(f"{n} {role}" for role, n in roles.items())
