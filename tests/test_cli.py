@@ -367,6 +367,9 @@ def test_a_traceback_on_demand(
     pipeline(raising(ZeroDivisionError("x")))
     assert prune(model) == Exit.FAILED
     assert "Traceback" in capsys.readouterr().err
+    pipeline(lambda options: pruned())
+    assert prune(model) == Exit.DONE
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_all_diagnostics_are_shown(

@@ -213,6 +213,8 @@ def _internal(error: BaseException) -> Diagnostic:
 
 
 def _trace(error: BaseException) -> None:
+    if isinstance(error, click.exceptions.Exit):  # no error: how click ends a command
+        return
     if os.environ.get("PRUNEC_TRACEBACK", "0") not in ("", "0"):
         traceback.print_exception(error, file=sys.stderr)
 
