@@ -1,14 +1,13 @@
 """Write a graph as ONNX: dynamic sizes with names, weights under their own names.
 
 Operations are written by the rules of `onnx_pointwise`, `onnx_shape`, `onnx_reduce` and
-`onnx_nn`, straight from the IR; the weights are read one at a time while the file is written. A
-graph with an operation that no rule writes goes through the exporter of torch instead
-(`onnx_export`), which knows more operations and takes a minute or so.
+`onnx_nn`, straight from the IR; the weights are read one at a time while the file is written. An
+operation that no rule writes goes through the exporter of torch instead (`onnx_export`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +54,6 @@ def emit(graph: Graph, weights: Mapping[str, Any], path: Path) -> None:
 
 def to_onnx(graph: Graph, weights: Mapping[str, Any]) -> ir.Model:
     """The model in memory; its initializers read `weights` when they are written."""
-    try:
-        return _written(graph, weights)
-    except Unsupported:
-        from prunec.backends.onnx_export import export  # needs torch
-
-        return export(graph, weights, OPSET)
-
-
-def _written(graph: Graph, weights: Mapping[str, Any]) -> ir.Model:
     b = Builder(graph)
     inputs = []
     for value in graph.inputs:
@@ -93,16 +83,25 @@ def _written(graph: Graph, weights: Mapping[str, Any]) -> ir.Model:
 
 
 def _write(b: Builder, op: Op) -> None:
-    rule = RULES.get(op.name)
-    if rule is None:
-        raise Unsupported(op.name)
     b.current = op
-    found = rule(b, op)
-    results = [found] if isinstance(found, ir.Value) else list(found)
+    results = _results(b, op)
     for name, type_, value in zip(op.results, op.types, results, strict=True):
         b.values[name] = value
         if value.producer() is not None and type_.dtype != "index":
             _describe(value, name[1:], type_)
+
+
+def _results(b: Builder, op: Op) -> Sequence[ir.Value]:
+    rule = RULES.get(op.name)
+    try:
+        if rule is None:
+            raise Unsupported(op.name)
+        found = rule(b, op)
+    except Unsupported:
+        from prunec.backends.onnx_export import write_with_torch
+
+        return write_with_torch(b, op, OPSET)
+    return [found] if isinstance(found, ir.Value) else found
 
 
 def _describe(value: ir.Value, name: str, type_: TensorType) -> None:

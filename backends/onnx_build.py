@@ -103,33 +103,34 @@ class Builder:
     ) -> Sequence[ir.Value]:
         """Append a node with several results."""
         given = {k: v for k, v in attributes.items() if v is not None}
-        name = f"{kind}_{len(self.nodes)}"
+        known = ir.convenience.convert_attributes(given)
+        return self.adopt(ir.Node("", kind, inputs, known, num_outputs=outputs))
+
+    def adopt(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Append a node under a name of its own, which begins with the module it comes from."""
+        name = f"{node.op_type}_{len(self.nodes)}"
         module = self.current.loc.module if self.current else ""
-        node = ir.Node(
-            "",
-            kind,
-            inputs,
-            ir.convenience.convert_attributes(given),
-            num_outputs=outputs,
-            name=f"{module}/{name}" if module else name,
-        )
+        node.name = f"{module}/{name}" if module else name
         for i, value in enumerate(node.outputs):
-            value.name = f"{name}_{i}" if outputs > 1 else name
+            value.name = f"{name}_{i}" if i else name
         self.nodes.append(node)
         return node.outputs
 
     def const(self, value: Any, dtype: str = "i64") -> ir.Value:
         """A constant; equal ones are one initializer."""
         array = np.asarray(value, dtype=NUMPY_DTYPES[dtype])
-        key = (dtype, array.shape, array.tobytes())
+        return self.constant(ir.Tensor(array, dtype=ONNX_DTYPES[dtype]))
+
+    def constant(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """The initializer that holds a small tensor."""
+        key = (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
         if key not in self.constants:
             name = f"constant_{len(self.constants)}"
-            tensor = ir.Tensor(array, name=name, dtype=ONNX_DTYPES[dtype])
             self.constants[key] = ir.Value(
                 name=name,
-                type=ir.TensorType(ONNX_DTYPES[dtype]),
-                shape=ir.Shape(array.shape),
-                const_value=tensor,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(tensor.shape),
+                const_value=ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name),
             )
         return self.constants[key]
 

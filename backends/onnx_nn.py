@@ -219,14 +219,14 @@ def _attention(b: Builder, op: Op) -> ir.Value:
     flipped = [*range(rank - 2), rank - 1, rank - 2]
     scores = b.op("MatMul", b.value(query), b.op("Transpose", keys, perm=flipped))
     scores = b.op("Mul", scores, b.value(scale, dtype))
-    blind: ir.Value | None = None
+    seen: ir.Value | None = None
     if mask is not None:
-        added, blind = _additive(b, mask, dtype)
+        added, seen = _additive(b, mask, dtype)
         scores = b.op("Add", scores, added)
     if causal is True:
         scores = b.op("Add", scores, _causal(b, op, dtype))
     found = b.op("MatMul", b.op("Softmax", scores, axis=-1), values)
-    return b.op("Where", blind, b.const(0, dtype), found) if blind is not None else found
+    return b.op("Mul", found, seen) if seen is not None else found
 
 
 def _for_all_heads(b: Builder, op: Op, arg: Arg) -> ir.Value:
@@ -249,7 +249,7 @@ def _for_all_heads(b: Builder, op: Op, arg: Arg) -> ir.Value:
 
 
 def _additive(b: Builder, mask: Arg, dtype: str) -> tuple[ir.Value, ir.Value | None]:
-    """The mask as a term of the scores, and the rows that may attend to nothing."""
+    """The mask as a term of the scores, and a factor of 0 for rows that may attend to nothing."""
     if b.dtype(mask) != "bool":
         return b.value(mask, dtype), None
     assert isinstance(mask, Ref)
@@ -258,8 +258,8 @@ def _additive(b: Builder, mask: Arg, dtype: str) -> tuple[ir.Value, ir.Value | N
         value = b.value(mask)
         # finite: a row of infinities would give NaN, and NaN times a weight of 0 is NaN
         term = b.op("Where", value, b.const(0, dtype), b.const(_least(dtype), dtype))
-        seen = b.op("ReduceMax", b.cast(value, "i32"), b.ints(-1), keepdims=1)
-        b.memo[key] = (term, b.op("Equal", seen, b.const(0, "i32")))
+        seen = b.op("ReduceMax", b.cast(value, dtype), b.ints(-1), keepdims=1)
+        b.memo[key] = (term, seen)
     found: tuple[ir.Value, ir.Value] = b.memo[key]
     return found
 
