@@ -122,7 +122,7 @@ def test_help_imports_nothing_heavy() -> None:
         from prunec.cli import main
         for verb in [], ["inspect"], ["prune"], ["eval"], ["bench"]:
             assert main([*verb, "--help"]) == 0
-        heavy = {"torch", "transformers", "onnx", "onnxruntime", "rich", "yaml"}
+        heavy = {"torch", "transformers", "onnx", "onnxruntime", "rich", "yaml", "numpy"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True)
