@@ -114,10 +114,7 @@ def own_class(config: Any) -> Any:
 
 
 def auto_map(config: Any, stock: str) -> dict[str, str]:
-    """References for every Auto class that has a stock class for this configuration.
-
-    The one of the checkpoint's own class comes first: a saved model is registered under it.
-    """
+    """References for every Auto class that has a stock class for this configuration."""
     found: dict[str, str] = {}
     for name in sorted(n for n in vars(transformers.models.auto.modeling_auto) if "Auto" in n):
         mapping = getattr(getattr(transformers, name, None), "_model_mapping", {})
@@ -129,7 +126,7 @@ def auto_map(config: Any, stock: str) -> dict[str, str]:
     own = f"{CODE.stem}.{modeling_prunec.PREFIX}{stock}"
     if own not in found.values():
         found["AutoModel"] = own
-    return dict(sorted(found.items(), key=lambda item: item[1] != own))
+    return found
 
 
 def copy_small_files(source: Path, folder: Path) -> list[Path]:
