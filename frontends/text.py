@@ -39,11 +39,9 @@ UNDO: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r" @([-,.])@ ", r"\1"),
-        (r'" ([^"\n]*?) "', r'"\1"'),
         (r" ([.,;:!?%)\]])", r"\1"),
-        (r"([(\[$]) ", r"\1"),
-        (r" (n't|'(?:s|m|d|re|ve|ll))\b", r"\1"),
-        (r"(?m)^ +| +$", ""),
+        (r"([(\[]) ", r"\1"),
+        (r" (n't|'s|'re)", r"\1"),
     )
 )
 
@@ -55,9 +53,9 @@ def is_word_level(text: str) -> bool:
 
 def detokenise_wikitext(text: str) -> str:
     """Undo the word-level form of WikiText, lightly: ` @-@ ` and its like, spaces around
-    punctuation, brackets and quotes, before `n't` and `'s`, and at the ends of lines.
+    punctuation and inside brackets, before `n't`, `'s` and `'re`.
 
-    Headings (` = Title = `) and `<unk>` stay. Idempotent on ordinary text.
+    Headings (` = Title = `), quotes, `<unk>` and the spaces at the ends of lines stay. Idempotent on ordinary text.
     """
     for pattern, replacement in UNDO:
         text = pattern.sub(replacement, text)

@@ -122,8 +122,6 @@ class Uniform:
         return self._at(counts, groups, low, budget)
 
 
-
-
 @dataclass(frozen=True)
 class GlobalRanking:
     """One ranking over all groups: scores are standardised within each group and weighed by the
@@ -137,7 +135,7 @@ class GlobalRanking:
     ) -> Counts:
         assert scores is not None
         standard = {g.name: _standardised(scores[g.name]) for g in groups}
-        levels = np.sort(np.concatenate([s for s in standard.values()]))
+        levels = np.sort(np.concatenate(list(standard.values())))
         low, high = 0, len(levels)
         while low < high:
             middle = (low + high) // 2
@@ -163,4 +161,5 @@ def _standardised(scores: Scores) -> Scores:
     """Scores of one group with mean 0 and deviation 1; ragged ones averaged over the parent."""
     flat = np.sort(scores, axis=-1).mean(0) if scores.ndim == 2 else scores
     deviation = float(flat.std())
-    return (flat - flat.mean()) / (deviation if deviation > 0 else 1.0)
+    standard: Scores = (flat - flat.mean()) / (deviation if deviation > 0 else 1.0)
+    return standard

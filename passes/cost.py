@@ -47,7 +47,7 @@ class Polynomial:
 
     @staticmethod
     def product(parts: Iterable[Polynomial]) -> Polynomial:
-        result = {(): 1}
+        result: dict[tuple[str, ...], int] = {(): 1}
         for part in parts:
             step: dict[tuple[str, ...], int] = {}
             for left, a in result.items():
@@ -70,8 +70,10 @@ class Polynomial:
         return sum(a * math.prod(sizes[name] for name in key) for key, a in self.terms.items())
 
     def __str__(self) -> str:
-        shown = (" ".join(map(str, ([a] if a != 1 or not key else []) + list(key)))
-                 for key, a in self.terms.items())
+        shown = (
+            " ".join(map(str, ([a] if a != 1 or not key else []) + list(key)))
+            for key, a in self.terms.items()
+        )
         return " + ".join(shown) or "0"
 
 
@@ -102,8 +104,9 @@ class Cost:
         """Parameters outside the blocks: tables that data select from, and output heads."""
         graph = self.coupling.graph
         pinned = {
-            pin.axis for pin in self.coupling.pinned
-            if pin.role == "vocab" or pin.reason.startswith("graph output")
+            pin.axis
+            for pin in self.coupling.pinned
+            if pin.role in ("vocab", "output")
         }
         return frozenset(
             name

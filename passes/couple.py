@@ -172,8 +172,7 @@ class _Coupler:
             graph,
             inputs=tuple(replace(v, type=typed(v.name, v.type)) for v in graph.inputs),
             parameters={
-                name: replace(p, type=typed(p.ref, p.type))
-                for name, p in graph.parameters.items()
+                name: replace(p, type=typed(p.ref, p.type)) for name, p in graph.parameters.items()
             },
             ops=tuple(typed_op(op) for op in graph.ops),
         )
@@ -241,7 +240,8 @@ class _Coupler:
         return tuple(
             self._term(factor)
             for factor in factors
-            if factor not in served and any(x in self.atoms for x in self.typing.axes.leaves(factor))
+            if factor not in served
+            and any(x in self.atoms for x in self.typing.axes.leaves(factor))
         )
 
 

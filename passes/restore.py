@@ -64,4 +64,5 @@ class LeastSquares:
             return np.zeros((weight.shape[0], len(kept)))
         inner = inner + self.ridge * scale * np.eye(len(kept))
         right = gram[np.ix_(kept, pruned)] @ weight[:, pruned].T
-        return np.linalg.solve(inner, right).T
+        update: Matrix = np.linalg.solve(inner, right).T
+        return update

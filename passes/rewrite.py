@@ -89,9 +89,7 @@ def rewrite(coupling: Coupling, selections: Mapping[str, Selection]) -> Rewritte
 
     smaller = replace(
         graph,
-        parameters={
-            name: replace(p, type=typed(p.type)) for name, p in graph.parameters.items()
-        },
+        parameters={name: replace(p, type=typed(p.type)) for name, p in graph.parameters.items()},
         ops=tuple(map(rewritten, graph.ops)),
     )
     return Rewritten(smaller, kept_indices(coupling, selections))
@@ -117,7 +115,8 @@ def _put(arg: Arg, path: list[int | str], value: int) -> Arg:
     step, *rest = path
     if step == "negative":
         return -value
-    assert isinstance(arg, tuple) and isinstance(step, int)
+    assert isinstance(arg, tuple)
+    assert isinstance(step, int)
     return (*arg[:step], _put(arg[step], rest, value), *arg[step + 1 :])
 
 
@@ -139,7 +138,7 @@ def _shrunk(axis: Axis, counts: Mapping[str, int]) -> Axis:
 
 def _flat(axis: Axis, kind: type[Product] | type[Sum]) -> tuple[Axis, ...]:
     if isinstance(axis, kind):
-        return axis.factors if isinstance(axis, Product) else axis.terms  # type: ignore[union-attr]
+        return axis.factors if isinstance(axis, Product) else axis.terms
     return (axis,)
 
 

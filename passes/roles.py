@@ -2,7 +2,7 @@
 
 An axis contracted between two computed values is a `head_dim`, one that both share beside it a
 head; one that data select from is a `vocab`; one that a weight shares with its input as a batch
-an `expert`; one around which a residual connection leads is `hidden`; any other between two
+an `expert`; one that only leaves the graph an `output`; one around which a residual connection leads is `hidden`; any other between two
 linear layers is a `neuron`, between convolutions a `channel`.
 """
 
@@ -94,20 +94,22 @@ def _layer(
             )
             evidence.convolved[leaf] += 1 if convolution else -1
     for axis, places in contraction.free:
-        if not any(i in holders for i, _ in places):
-            continue
-        for leaf in _leaves(typing, axis):
-            evidence.produced[leaf].append(contraction.op)
-            evidence.convolved[leaf] += 1 if convolution else -1
+        if any(i in holders for i, _ in places):
+            _produced(typing, contraction.op, axis, convolution, evidence)
     for axis, places in contraction.batch:
         held = {i for i, _ in places}
-        for leaf in _leaves(typing, axis):
-            if held & set(holders) and held - set(holders):
-                # a bias shares the output axis with the weight: that is no batch
+        # a bias shares the output axis with the weight: that is no batch
+        if held <= set(holders):
+            _produced(typing, contraction.op, axis, convolution, evidence)
+        elif held & set(holders):
+            for leaf in _leaves(typing, axis):
                 evidence.votes[leaf]["channel" if convolution else "expert"] += 1
-            elif held <= set(holders):
-                evidence.produced[leaf].append(contraction.op)
-                evidence.convolved[leaf] += 1 if convolution else -1
+
+
+def _produced(typing: Typing, op: int, axis: AxisId, convolution: bool, evidence: Evidence) -> None:
+    for leaf in _leaves(typing, axis):
+        evidence.produced[leaf].append(op)
+        evidence.convolved[leaf] += 1 if convolution else -1
 
 
 def _residuals(typing: Typing, evidence: Evidence) -> None:
@@ -131,7 +133,7 @@ def _through_layer(graph: Graph, start: int, stop: int, target: str, layers: set
     pending, seen = [(start, False)], set[tuple[int, bool]]()
     while pending:
         at, layered = pending.pop()
-        if at <= stop and at != start or (at, layered) in seen:
+        if (at <= stop and at != start) or (at, layered) in seen:
             continue
         seen.add((at, layered))
         layered = layered or at in layers
@@ -146,8 +148,13 @@ def _through_layer(graph: Graph, start: int, stop: int, target: str, layers: set
 
 def role_of(typing: Typing, evidence: Evidence, leaf: AxisId) -> str:
     """The role of an atom; `head` is settled by the caller, who knows its neighbours."""
-    if any(mark.kind == "index" for mark in typing.axes.marks(leaf)):
+    marks = typing.axes.marks(leaf)
+    if any(mark.kind == "index" for mark in marks):
         return "vocab"
+    if any(mark.reason.startswith("graph output") for mark in marks) and not evidence.consumed.get(
+        leaf
+    ):
+        return "output"
     votes = evidence.votes.get(leaf, Counter())
     for role in ("head", "head_dim", "expert"):
         if votes[role]:

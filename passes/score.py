@@ -27,7 +27,9 @@ Observed = Sequence[tuple[Consumer, Moments]]
 class Criterion(Protocol):
     """Scores shape (size,), or (parent size, size) for a group with a parent; higher stays."""
 
-    calibrated: bool
+    @property
+    def calibrated(self) -> bool:
+        """Whether the scores need observed activations."""
 
     def score(
         self, coupling: Coupling, group: Group, weights: Weights, observed: Observed

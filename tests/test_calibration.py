@@ -113,8 +113,8 @@ def test_wikitext_is_detokenised() -> None:
         " price ; it isn 't <unk> 's . \n"
     )
     after = (
-        '= Valkyria =\n\nIt cost 3,000.5 yen (about $30), a well-known "low"'
-        " price; it isn't <unk>'s.\n"
+        ' = Valkyria = \n \n It cost 3,000.5 yen (about $ 30), a well-known " low "'
+        " price; it isn't <unk>'s. \n"
     )
     assert detokenise_wikitext(before.replace("isn 't", "is n't")) == after
     assert detokenise_wikitext(after) == after

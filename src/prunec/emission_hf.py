@@ -61,7 +61,9 @@ def _kept_buffers(pruned: Pruned) -> dict[str, Any]:
     """Values of the buffers that no checkpoint stores, sliced."""
     weights = pruned.weights
     return {
-        name: weights[name] for name in pruned.family.derived if name in pruned.loaded.graph.parameters
+        name: weights[name]
+        for name in pruned.family.derived
+        if name in pruned.loaded.graph.parameters
     }
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from prunec.backends.hf_fields import Family
 from prunec.backends.hf_families import families
+from prunec.backends.hf_fields import Family
 from prunec.backends.hf_fit import allowed_counts, fit, holdable
 from prunec.ir.axes import Axis, new_size
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail

@@ -42,10 +42,15 @@ def sizes(loaded: Loaded, counts: Mapping[str, int], length: int = LENGTH) -> Si
         bytes=_stored_bytes(loaded, counts),
         flops=cost.evaluate(cost.flops, at),
         activation_bytes=cost.activation_bytes(at),
-        kv_cache_bytes=cost.evaluate(cost.cache, at) * length * 4,
+        kv_cache_bytes=cost.evaluate(cost.cache, at) * length * 4 if _generates(loaded) else 0,
         batch=1,
         length=length,
     )
+
+
+def _generates(loaded: Loaded) -> bool:
+    """Only a model that writes token by token keeps a cache."""
+    return bool(getattr(loaded.model, "can_generate", lambda: False)())
 
 
 def _stored_bytes(loaded: Loaded, counts: Mapping[str, int]) -> int:
@@ -72,9 +77,7 @@ def inspect_report(loaded: Loaded, options: InspectOptions) -> InspectReport:
     )
 
 
-def group_rows(
-    loaded: Loaded, kept: Mapping[str, int], pruned: bool = False
-) -> Sequence[GroupRow]:
+def group_rows(loaded: Loaded, kept: Mapping[str, int], pruned: bool = False) -> Sequence[GroupRow]:
     costs = _per_index(loaded)
     return [
         GroupRow(
