@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -65,9 +65,7 @@ class Program:
 
     def start(self, inputs: Mapping[str, Any]) -> Env:
         """The environment of one batch, keyed by input name without its sigil."""
-        return {
-            value.name: torch.as_tensor(inputs[value.name[1:]]) for value in self.graph.inputs
-        }
+        return {value.name: torch.as_tensor(inputs[value.name[1:]]) for value in self.graph.inputs}
 
     def outputs(self, env: Env) -> dict[str, torch.Tensor]:
         return {name: env[value] for name, value in self.graph.outputs}
@@ -75,7 +73,7 @@ class Program:
 
 @torch.no_grad()
 def execute(
-    graph: Graph, weights: Arrays, batches: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]
+    graph: Graph, weights: Arrays, batches: Iterable[Mapping[str, Any]]
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The outputs by name for each batch of inputs by name."""
     program = Program(graph, weights)

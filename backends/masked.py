@@ -7,7 +7,7 @@ norm) take it over the indices that stay, for which there is no other meaning of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -69,7 +69,9 @@ def _ragged(
     parent = positions(axes[at], selection.parent)[0]
     mask = np.where(where[None, :] >= 0, table[parent[:, None], where[None, :]], False)
     mask = mask if at < dim else mask.T
-    shape = [mask.shape[0 if d == min(dim, at) else 1] if d in (dim, at) else 1 for d in range(rank)]
+    shape = [
+        mask.shape[0 if d == min(dim, at) else 1] if d in (dim, at) else 1 for d in range(rank)
+    ]
     return torch.from_numpy(mask).reshape(shape)
 
 
@@ -177,7 +179,7 @@ def execute_masked(
     selections: Mapping[str, Selection],
     rewritten: Rewritten,
     weights: Arrays,
-    batches: list[Mapping[str, Any]],
+    batches: Iterable[Mapping[str, Any]],
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The outputs of the masked dense program for each batch.
 

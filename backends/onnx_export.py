@@ -24,7 +24,7 @@ from prunec.backends.onnx_build import Builder
 from prunec.backends.torch_module import TORCH_DTYPES, to_fx
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Arg, Graph, Op, Ref, Value
-from prunec.ir.infer import dim_size
+from prunec.ir.sizes import dim_size
 
 __all__ = ["write_with_torch"]
 

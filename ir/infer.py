@@ -7,22 +7,24 @@ follow from the types (sizes in a view, bounds of a slice), so that a rewrite ca
 
 from __future__ import annotations
 
-import ast
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from prunec.ir.axes import Axis
 from prunec.ir.graph import Arg, Dim, Graph, Op, Ref, TensorType
-from prunec.ir.signature import ELLIPSIS, Pattern, Signature, parse_signature
+from prunec.ir.match import Match
+from prunec.ir.signature import parse_signature
+from prunec.ir.sizes import dim_size
 from prunec.ir.unify import Axes, AxisId
 
-__all__ = ["Contraction", "Dialect", "Rule", "Typing", "dim_size", "infer"]
+__all__ = ["Contraction", "Dialect", "Rule", "Typing", "infer"]
 
 Dims = list[AxisId]
 Factor = AxisId | tuple[int, "Path", int]
 """A factor of a size computed at run time: an axis, or the literal (op, path, value)."""
+Labelled = tuple[AxisId, tuple[tuple[int, int], ...]]
+"""An axis with the (operand, dimension) places where its label stands."""
 Path = tuple[int | str, ...]
 """Where in an operation a literal stands: argument position or keyword, then list positions."""
 
@@ -37,9 +39,9 @@ class Contraction:
 
     op: int
     operands: tuple[str, ...]
-    contracted: tuple[tuple[AxisId, tuple[tuple[int, int], ...]], ...]
-    batch: tuple[tuple[AxisId, tuple[tuple[int, int], ...]], ...]
-    free: tuple[tuple[AxisId, tuple[tuple[int, int], ...]], ...]
+    contracted: tuple[Labelled, ...]
+    batch: tuple[Labelled, ...]
+    free: tuple[Labelled, ...]
 
 
 @dataclass
@@ -168,7 +170,7 @@ class Typing:
         `literals` names labels whose size stands in an argument.
         """
         signature = parse_signature(text)
-        match = _Match(self, signature, dict(sizes or {}))
+        match = Match(self, signature, dict(sizes or {}))
         used = [
             (arg, pattern)
             for arg, pattern in zip(operands, signature.operands, strict=False)
@@ -198,9 +200,11 @@ class Typing:
         else:
             self.axes.mark(axis, kind, reason)
 
-    def _record(self, match: _Match, operands: tuple[str, ...]) -> None:
+    def _record(self, match: Match, operands: tuple[str, ...]) -> None:
         results = {label for r in match.signature.results for label in match.signature.labels(r)}
-        contracted, batch, free = [], [], []
+        contracted: list[Labelled] = []
+        batch: list[Labelled] = []
+        free: list[Labelled] = []
         for label, axis in match.labels.items():
             places = tuple(match.places[label])
             holders = {operand for operand, _ in places}
@@ -227,9 +231,9 @@ class Typing:
             self.axes.where = f"{op.result} = {op.name}" + (f"   {op.loc}" if str(op.loc) else "")
             self._step(op)
         self.axes.where = "output"
-        for name, value in graph.outputs:
-            if value in self.dims:
-                self.pin(self.dims[value], f"graph output `{name}`")
+        for name, result in graph.outputs:
+            if result in self.dims:
+                self.pin(self.dims[result], f"graph output `{name}`")
         return self
 
     def _shared(self, shape: Sequence[Dim]) -> Dims:
@@ -303,123 +307,6 @@ class Dialect:
         return self.pointwise if op.pointwise else None
 
 
-class _Match:
-    """Binds the labels of a signature to axes, one operand after the other."""
-
-    def __init__(self, typing: Typing, signature: Signature, sizes: dict[str, int]) -> None:
-        self.typing, self.signature, self.sizes = typing, signature, sizes
-        self.labels: dict[str, AxisId] = {}
-        self.places: dict[str, list[tuple[int, int]]] = {}
-        self.rest: Dims = []
-        self.shared: list[tuple[AxisId, tuple[tuple[int, int], ...]]] = []
-
-    def operand(self, position: int, dims: Dims, pattern: Pattern) -> None:
-        for place, (dim, axis) in self._spread(dims, pattern):
-            if dim == "_":
-                self.typing.axes.pin(axis, "a spatial dimension or a kernel window")
-                continue
-            if isinstance(dim, tuple):
-                self._product(axis, dim)
-                for label in dim:
-                    self.places.setdefault(label, []).append((position, place))
-                continue
-            self.bind(dim, axis)
-            self.places.setdefault(dim, []).append((position, place))
-
-    def _spread(
-        self, dims: Dims, pattern: Pattern
-    ) -> list[tuple[int, tuple[str | tuple[str, ...], AxisId]]]:
-        """Pair dimensions with pattern entries; `...` takes what the others leave."""
-        if ELLIPSIS not in pattern:
-            return list(enumerate(zip(pattern, dims, strict=False)))
-        at = pattern.index(ELLIPSIS)
-        tail = len(pattern) - at - 1
-        rest = dims[at : len(dims) - tail]
-        self._broadcast(rest, at)
-        head = [(i, (pattern[i], dims[i])) for i in range(at)]
-        first = len(dims) - tail
-        back = [(first + i, (pattern[at + 1 + i], dims[first + i])) for i in range(tail)]
-        return head + back
-
-    def _broadcast(self, rest: Dims, at: int) -> None:
-        axes = self.typing.axes
-        shared = min(len(rest), len(self.rest))
-        for i in range(1, shared + 1):
-            if axes.size(rest[-i]) > 1 and axes.size(self.rest[-i]) > 1:
-                self.shared.append((rest[-i], ((0, -i), (1, -i))))
-        self.rest = self.typing.unify(self.rest, rest)
-
-    def bind(self, label: str, axis: AxisId) -> None:
-        axes = self.typing.axes
-        known = self.labels.get(label)
-        if known is None or axes.size(known) == 1:
-            self.labels[label] = axis
-        else:
-            axes.unify(known, axis)
-
-    def _product(self, axis: AxisId, labels: tuple[str, ...]) -> None:
-        axes = self.typing.axes
-        known = {
-            label: self.sizes.get(label) or axes.size(self.labels[label])
-            for label in labels
-            if label in self.sizes or label in self.labels
-        }
-        total = math.prod(known.values())
-        for label in labels:
-            self.labels.setdefault(label, axes.atom(known.get(label, axes.size(axis) // total)))
-        axes.unify(axis, axes.product([self.labels[label] for label in labels]))
-
-    def result(self, pattern: Pattern, type_: TensorType) -> Dims:
-        dims: Dims = []
-        for dim in pattern:
-            if dim == ELLIPSIS:
-                dims += self.rest
-            elif dim == "_":
-                dims += self.typing.fresh(type_.shape[len(dims) : len(dims) + 1], "a spatial dimension")
-            elif isinstance(dim, tuple):
-                dims.append(self.typing.axes.product([self.labels[label] for label in dim]))
-            else:
-                dims.append(self.labels[dim])
-        return dims
-
-
 def infer(graph: Graph, dialect: Dialect) -> Typing:
     """Type a graph. Never fails: what cannot be typed is pinned with its reason."""
     return Typing(graph, dialect).run()
-
-
-_OPERATORS: Mapping[type, Callable[[int, int], int]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.FloorDiv: lambda a, b: a // b,
-    ast.Div: lambda a, b: a // b,
-    ast.Mod: lambda a, b: a % b,
-    ast.Pow: lambda a, b: cast(int, a**b),
-}
-
-
-def dim_size(dim: Dim, symbols: Mapping[str, int]) -> int:
-    """Size of a dimension, symbolic ones at the symbols' example values."""
-    if isinstance(dim, int):
-        return dim
-    if dim in symbols:
-        return symbols[dim]
-    return _evaluate(ast.parse(dim.strip(), mode="eval").body, symbols)
-
-
-def _evaluate(node: ast.expr, symbols: Mapping[str, int]) -> int:
-    match node:
-        case ast.Constant(value=int(value)):
-            return value
-        case ast.Name(id=name):
-            return symbols[name]
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand, symbols)
-        case ast.BinOp(left=left, op=op, right=right):
-            return _OPERATORS[type(op)](_evaluate(left, symbols), _evaluate(right, symbols))
-        case ast.Call(func=ast.Name(id=name), args=args) if name in ("Max", "Min"):
-            values = [_evaluate(arg, symbols) for arg in args]
-            return max(values) if name == "Max" else min(values)
-        case _:
-            raise ValueError(f"unknown size expression: {ast.unparse(node)}")

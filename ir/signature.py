@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 __all__ = ["ELLIPSIS", "Pattern", "Signature", "parse_signature"]
 
@@ -57,7 +57,7 @@ def _fact(text: str) -> tuple[str, str, str]:
     return kind, label.strip(), reason.strip()
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_signature(text: str) -> Signature:
     """Parse `operands -> results | facts`."""
     head, *facts = text.split("|")

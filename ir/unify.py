@@ -99,7 +99,7 @@ class Axes:
         return self._nodes[self.find(axis)].kind
 
     def factors(self, axis: AxisId) -> list[AxisId]:
-        """The factors of a product, flattened; the axis itself if it is none; nothing for a unit."""
+        """The factors of a product, flattened; the axis itself if none; nothing for a unit."""
         root = self.find(axis)
         node = self._nodes[root]
         if node.kind == "product":

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from prunec.ir.axes import Atom, Axis, Product, Sum, atoms, size
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ir.graph import Dim, Graph, Parameter, TensorType, Value
-from prunec.ir.infer import dim_size
+from prunec.ir.sizes import dim_size
 from prunec.ir.text import (
     print_axis,
     print_dim,

@@ -172,7 +172,7 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": F32 | {"shape": [2.0]}}, 8),
         ({"a": F32 | {"shape": [True]}}, 4),
         ({"a": F32 | {"shape": [2**62, 4]}}, 8),
-        ('{"a": %s, "a": %s}' % (json.dumps(F32), json.dumps(F32)), 8),
+        (f'{{"a": {json.dumps(F32)}, "a": {json.dumps(F32)}}}', 8),
     ],
 )
 def test_damaged_headers(tmp_path: Path, header: object, length: int) -> None:

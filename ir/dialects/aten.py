@@ -1,13 +1,17 @@
 """The `aten` dialect: one line an operation where a signature says it all.
 
 To add a rule, put a line in `SIGNATURES` (einops notation, see `ir/signature.py`). Operations
-whose types depend on their arguments have a short function in `aten_rules.py`.
+whose types depend on their arguments have a short function in one of the `aten_*.py`.
 Overloads share the line of their base name unless they have one of their own.
 """
 
 from __future__ import annotations
 
-from prunec.ir.dialects import aten_rules as rules
+from prunec.ir.dialects import aten_contract as contract
+from prunec.ir.dialects import aten_entries as entries
+from prunec.ir.dialects import aten_parts as parts
+from prunec.ir.dialects import aten_select as select
+from prunec.ir.dialects import aten_shapes as shapes
 from prunec.ir.infer import Dialect, Rule
 
 __all__ = ["ATEN", "RULES", "SIGNATURES"]
@@ -55,7 +59,7 @@ SIGNATURES: dict[str, str] = {
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten"),
-        rules.reshape,
+        shapes.reshape,
     ),
     **dict.fromkeys(
         (
@@ -64,82 +68,88 @@ RULES: dict[str, Rule] = {
             "aten.ones_like aten.full_like aten.empty_like aten.rand_like aten.randn_like "
             "aten.bernoulli aten.float aten.half aten.nan_to_num"
         ).split(),
-        rules.same,
+        entries.same,
     ),
     **dict.fromkeys(
-        ("aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.scalar_tensor"), rules.filled
+        ("aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.scalar_tensor"), entries.filled
     ),
-    **dict.fromkeys(("aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.new_empty"),
-                    rules.new_filled),
-    **dict.fromkeys(("aten.arange", "aten.linspace", "aten.eye", "aten.rand", "aten.randn"),
-                    rules.numbered),
+    **dict.fromkeys(
+        ("aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.new_empty"), entries.new_filled
+    ),
+    **dict.fromkeys(
+        ("aten.arange", "aten.linspace", "aten.eye", "aten.rand", "aten.randn"), entries.numbered
+    ),
     **dict.fromkeys(
         (
             "aten.softmax aten._softmax aten.log_softmax aten._log_softmax aten.cumsum "
             "aten.cumprod aten.logcumsumexp aten.argsort aten._safe_softmax"
         ).split(),
-        rules.along_first,
+        entries.along_first,
     ),
-    **dict.fromkeys(("aten.sort", "aten.cummax", "aten.cummin"), rules.sort),
-    "aten.topk": rules.topk,
-    **dict.fromkeys(("aten.roll", "aten.flip"), rules.moved_within),
-    **dict.fromkeys(("aten.triu", "aten.tril"), rules.triangle),
-    **dict.fromkeys(("aten.sum", "aten.nansum", "aten.count_nonzero"), rules.reduction()),
-    **dict.fromkeys(("aten.mean", "aten.var", "aten.std", "aten.var_mean", "aten.std_mean"),
-                    rules.reduction("norm")),
+    **dict.fromkeys(("aten.sort", "aten.cummax", "aten.cummin"), entries.sort),
+    "aten.topk": entries.topk,
+    **dict.fromkeys(("aten.roll", "aten.flip"), entries.moved_within),
+    **dict.fromkeys(("aten.triu", "aten.tril"), entries.triangle),
+    **dict.fromkeys(("aten.sum", "aten.nansum", "aten.count_nonzero"), entries.reduction()),
+    **dict.fromkeys(
+        ("aten.mean", "aten.var", "aten.std", "aten.var_mean", "aten.std_mean"),
+        entries.reduction("norm"),
+    ),
     **dict.fromkeys(
         (
             "aten.amax aten.amin aten.max aten.min aten.argmax aten.argmin aten.prod "
             "aten.logsumexp aten.any aten.all aten.median"
         ).split(),
-        rules.reduction("pin"),
+        entries.reduction("pin"),
     ),
-    **dict.fromkeys(("aten.linalg_vector_norm", "aten.norm"), rules.vector_norm),
-    "aten.layer_norm": rules.layer_norm,
-    "aten.rms_norm": rules.rms_norm,
-    "aten.group_norm": rules.group_norm,
-    **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"),
-                    rules.convolution),
+    **dict.fromkeys(("aten.linalg_vector_norm", "aten.norm"), entries.vector_norm),
+    "aten.layer_norm": entries.layer_norm,
+    "aten.rms_norm": entries.rms_norm,
+    "aten.group_norm": entries.group_norm,
+    **dict.fromkeys(
+        ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"), contract.convolution
+    ),
     **dict.fromkeys(
         ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"),
-        rules.transposed_convolution,
+        contract.transposed_convolution,
     ),
-    "aten.matmul": rules.matmul,
-    "aten.einsum": rules.einsum,
-    "aten.scaled_dot_product_attention": rules.attention,
-    "aten.expand": rules.expand,
-    "aten.expand_as": rules.expand_as,
-    "aten.repeat": rules.repeat,
-    "aten.repeat_interleave": rules.repeat_interleave,
-    "aten.unsqueeze": rules.unsqueeze,
-    "aten.squeeze": rules.squeeze,
-    "aten.permute": rules.permute,
-    **dict.fromkeys(("aten.transpose", "aten.swapaxes"), rules.transpose),
-    **dict.fromkeys(("aten.t", "aten.numpy_T", "aten.mT"), rules.swap_last),
-    "aten.movedim": rules.movedim,
-    "aten.select": rules.select,
-    "aten.unbind": rules.unbind,
-    "aten.slice": rules.slice_,
-    "aten.narrow": rules.narrow,
-    **dict.fromkeys(("aten.split", "aten.chunk", "aten.split_with_sizes", "aten.tensor_split"),
-                    rules.split),
-    "aten.cat": rules.cat,
-    "aten.stack": rules.stack,
-    "aten.glu": rules.glu,
-    "aten.index": rules.index,
-    "aten.index_select": rules.index_select,
-    "aten.gather": rules.gather,
-    **dict.fromkeys(("aten.scatter", "aten.scatter_add", "aten.scatter_reduce"), rules.scatter),
-    "aten.index_put": rules.index_put,
-    "aten.one_hot": rules.one_hot,
-    **dict.fromkeys(("aten.pad", "aten.constant_pad_nd"), rules.pad),
-    "aten.pixel_shuffle": rules.pixel_shuffle,
-    "aten.pixel_unshuffle": rules.pixel_unshuffle,
-    "aten.prelu": rules.prelu,
-    "aten.copy": rules.copy,
+    "aten.matmul": contract.matmul,
+    "aten.einsum": contract.einsum,
+    "aten.scaled_dot_product_attention": contract.attention,
+    "aten.expand": shapes.expand,
+    "aten.expand_as": shapes.expand_as,
+    "aten.repeat": shapes.repeat,
+    "aten.repeat_interleave": shapes.repeat_interleave,
+    "aten.unsqueeze": shapes.unsqueeze,
+    "aten.squeeze": shapes.squeeze,
+    "aten.permute": shapes.permute,
+    **dict.fromkeys(("aten.transpose", "aten.swapaxes"), shapes.transpose),
+    **dict.fromkeys(("aten.t", "aten.numpy_T", "aten.mT"), shapes.swap_last),
+    "aten.movedim": shapes.movedim,
+    "aten.select": parts.select,
+    "aten.unbind": parts.unbind,
+    "aten.slice": parts.slice_,
+    "aten.narrow": parts.narrow,
+    **dict.fromkeys(
+        ("aten.split", "aten.chunk", "aten.split_with_sizes", "aten.tensor_split"), parts.split
+    ),
+    "aten.cat": parts.cat,
+    "aten.stack": parts.stack,
+    "aten.glu": parts.glu,
+    "aten.index": select.index,
+    "aten.index_select": select.index_select,
+    "aten.gather": select.gather,
+    **dict.fromkeys(("aten.scatter", "aten.scatter_add", "aten.scatter_reduce"), select.scatter),
+    "aten.index_put": select.index_put,
+    "aten.one_hot": select.one_hot,
+    **dict.fromkeys(("aten.pad", "aten.constant_pad_nd"), parts.pad),
+    "aten.pixel_shuffle": parts.pixel_shuffle,
+    "aten.pixel_unshuffle": parts.pixel_unshuffle,
+    "aten.prelu": entries.prelu,
+    "aten.copy": entries.copy,
 }
 
 # pointwise, though torch does not tag them so
-RULES |= dict.fromkeys(("aten.where", "aten.masked_fill", "aten.prelu_kernel"), rules.pointwise)
+RULES |= dict.fromkeys(("aten.where", "aten.masked_fill", "aten.prelu_kernel"), entries.pointwise)
 
-ATEN = Dialect(SIGNATURES, RULES, rules.pointwise)
+ATEN = Dialect(SIGNATURES, RULES, entries.pointwise)

@@ -1,0 +1,81 @@
+"""Rules of aten operations that sum over an axis shared by two operands."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from prunec.ir.dialects.aten_args import argument, path_of
+from prunec.ir.graph import Arg, Op, Ref
+from prunec.ir.infer import Dims, Typing
+
+__all__ = ["attention", "convolution", "einsum", "matmul", "transposed_convolution"]
+
+
+def matmul(t: Typing, op: Op) -> list[Dims]:
+    a, b = len(t.of(op.args[0])), len(t.of(op.args[1]))
+    left = "i" if a == 1 else "... n i"
+    right = "i" if b == 1 else "... i o"
+    result = " ".join(["..."] + ["n"] * (a > 1) + ["o"] * (b > 1))
+    return t.apply(f"{left}, {right} -> {result}", op.args)
+
+
+def einsum(t: Typing, op: Op) -> list[Dims] | None:
+    text, operands = cast(str, op.args[0]).replace(" ", ""), cast(tuple[Arg, ...], op.args[1])
+    if "->" not in text:
+        return None
+
+    def spaced(part: str) -> str:
+        return " ".join(part.replace("...", "*").replace("*", "~")).replace("~", "...")
+
+    left, right = text.split("->")
+    signature = ", ".join(map(spaced, left.split(","))) + " -> " + spaced(right)
+    return t.apply(signature, operands)
+
+
+def attention(t: Typing, op: Op) -> list[Dims]:
+    """Fused attention. With `enable_gqa` the kernel shares each key head among query heads."""
+    operands = [*op.args[:3], argument(op, 3, "attn_mask")]
+    if not argument(op, 7, "enable_gqa", False):
+        return t.apply("... h s d, ... h t d, ... h t e, ... h s t -> ... h s e", operands)
+    kv = t.axes.size(t.of(op.args[1])[-3])
+    shared = "... (k g) s d, ... k t d, ... k t e, ... (k g) s t -> ... (k g) s e"
+    mask = operands[3]
+    if isinstance(mask, Ref) and (len(t.of(mask)) < 3 or t.axes.size(t.of(mask)[-3]) == 1):
+        operands = operands[:3]
+    return t.apply(shared, operands, sizes={"k": kv})
+
+
+def _spatial(t: Typing, op: Op) -> tuple[int, int]:
+    weight = t.of(op.args[1])
+    groups = argument(op, 8 if op.name == "aten.convolution.default" else 6, "groups", 1)
+    return len(weight) - 2, cast(int, groups)
+
+
+def convolution(t: Typing, op: Op) -> list[Dims] | None:
+    rank, groups = _spatial(t, op)
+    if op.name == "aten.convolution.default" and op.args[6]:
+        return None
+    space = "_ " * rank
+    if groups == 1:
+        return t.apply(f"... i {space}, o i {space}, o -> ... o {space}", op.args[:3])
+    position = 8 if op.name == "aten.convolution.default" else 6
+    return t.apply(
+        f"... (g i) {space}, (g o) i {space}, (g o) -> ... (g o) {space}",
+        op.args[:3],
+        sizes={"g": groups},
+        literals={"g": path_of(op, position, "groups")},
+    )
+
+
+def transposed_convolution(t: Typing, op: Op) -> list[Dims]:
+    rank = len(t.of(op.args[1])) - 2
+    groups = cast(int, argument(op, 6, "groups", 1))
+    space = "_ " * rank
+    if groups == 1:
+        return t.apply(f"... i {space}, i o {space}, o -> ... o {space}", op.args[:3])
+    return t.apply(
+        f"... (g i) {space}, (g i) o {space}, (g o) -> ... (g o) {space}",
+        op.args[:3],
+        sizes={"g": groups},
+        literals={"g": path_of(op, 6, "groups")},
+    )

@@ -1,0 +1,223 @@
+"""Rules of aten operations that take tensors apart or put them together, at known places."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from prunec.ir.dialects.aten_args import FAR, argument, dim_of, path_of
+from prunec.ir.graph import Arg, Op, Ref
+from prunec.ir.infer import Dims, Typing
+from prunec.ir.unify import AxisId
+
+__all__ = [
+    "cat",
+    "glu",
+    "narrow",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "select",
+    "slice_",
+    "split",
+    "stack",
+    "unbind",
+]
+
+
+def select(t: Typing, op: Op) -> list[Dims]:
+    x = list(t.of(op.args[0]))
+    t.axes.pin(x.pop(dim_of(op.args[1], len(x))), "one index of it is selected by number")
+    return [x]
+
+
+def unbind(t: Typing, op: Op) -> list[Dims]:
+    x = list(t.of(op.args[0]))
+    t.axes.pin(x.pop(dim_of(argument(op, 1, "dim", 0), len(x))), "it is taken apart by number")
+    return [list(x) for _ in op.results]
+
+
+def _bounds(start: Arg, end: Arg, size: int) -> tuple[int, int] | None:
+    """Slice bounds as Python means them; None when they are computed at run time."""
+    if isinstance(start, Ref) or isinstance(end, Ref):
+        return None
+    first, last, _ = slice(cast(int | None, start), cast(int | None, end)).indices(size)
+    return first, max(first, last)
+
+
+def slice_(t: Typing, op: Op) -> list[Dims]:
+    x = list(t.of(op.args[0]))
+    d = dim_of(argument(op, 1, "dim", 0), len(x))
+    start, end = argument(op, 2, "start"), argument(op, 3, "end")
+    step = argument(op, 4, "step", 1)
+    size = t.axes.size(x[d])
+    static = isinstance(t.graph.types[cast(Ref, op.args[0]).name].shape[d], int)
+    bounds = _bounds(start, end, size) if static and step == 1 else None
+    if bounds is None:
+        t.axes.pin(x[d], f"`{op.name}` with a step or bounds known at run time")
+        x[d] = t.fresh(op.types[0].shape[d : d + 1], "part of a strided or dynamic slice")[0]
+        return [x]
+    if bounds == (0, size):
+        return [x]
+    x[d] = _slice_static(t, op, x[d], bounds, (start, end))
+    return [x]
+
+
+def _slice_static(
+    t: Typing, op: Op, axis: AxisId, bounds: tuple[int, int], given: tuple[Arg, Arg]
+) -> AxisId:
+    first, last = bounds
+    size = t.axes.size(axis)
+    before, rest = t.axes.cut(axis, first) or (None, None) if first else (t.axes.sum([]), axis)
+    if rest is None or before is None:
+        return _uncut(t, op, axis, last - first)
+    middle, after = (rest, t.axes.sum([])) if last == size else (None, None)
+    if middle is None:
+        pair = t.axes.cut(rest, last - first) if last > first else (t.axes.sum([]), rest)
+        if pair is None:
+            return _uncut(t, op, axis, last - first)
+        middle, after = pair
+    assert after is not None
+    _bound_literal(t, op, 2, "start", given[0], [before], [middle, after])
+    _bound_literal(t, op, 3, "end", given[1], [before, middle], [after])
+    return middle
+
+
+def _bound_literal(
+    t: Typing, op: Op, position: int, name: str, given: Arg, below: Dims, above: Dims
+) -> None:
+    """A bound counts from the start, or, when negative, from the end."""
+    if not isinstance(given, int) or given == 0 or given >= FAR:
+        return
+    path = path_of(op, position, name)
+    if given > 0:
+        t.literal(path, *below)
+    else:
+        t.literal((*path, "negative"), *above)
+
+
+def _uncut(t: Typing, op: Op, axis: AxisId, size: int) -> AxisId:
+    reason = f"`{op.name}` cuts {t.axes.show(axis)} across its structure"
+    t.axes.pin(axis, reason)
+    return t.fresh([size], reason)[0]
+
+
+def narrow(t: Typing, op: Op) -> list[Dims] | None:
+    x = list(t.of(op.args[0]))
+    d, start, length = dim_of(op.args[1], len(x)), op.args[2], op.args[3]
+    if not isinstance(start, int) or not isinstance(length, int):
+        return None
+    rest = t.axes.cut(x[d], start) if start else (t.axes.sum([]), x[d])
+    pair = rest and (t.axes.cut(rest[1], length) if length < t.axes.size(rest[1]) else (rest[1],))
+    if not pair or rest is None:
+        return None
+    t.literal((2,), rest[0])
+    t.literal((3,), pair[0])
+    x[d] = pair[0]
+    return [x]
+
+
+def split(t: Typing, op: Op) -> list[Dims] | None:
+    x = t.of(op.args[0])
+    d = dim_of(argument(op, 2, "dim", 0), len(x))
+    if any(isinstance(type_.shape[d], str) for type_ in op.types):
+        t.axes.pin(x[d], f"`{op.name}` cuts a size known at run time")
+        return [x[:d] + t.fresh(ty.shape[d : d + 1]) + x[d + 1 :] for ty in op.types]
+    sizes = [cast(int, type_.shape[d]) for type_ in op.types]
+    parts: Dims = []
+    rest = x[d]
+    for size in sizes[:-1]:
+        pair = t.axes.cut(rest, size)
+        if pair is None:
+            return None
+        parts.append(pair[0])
+        rest = pair[1]
+    parts.append(rest)
+    _split_literals(t, op, parts, sizes)
+    return [x[:d] + [part] + x[d + 1 :] for part in parts]
+
+
+def _split_literals(t: Typing, op: Op, parts: Dims, sizes: list[int]) -> None:
+    given = op.args[1]
+    if isinstance(given, tuple):
+        for i, part in enumerate(parts):
+            t.literal((1, i), part)
+        return
+    # one number says how all are cut, so the parts must stay equal
+    for part, size in zip(parts[1:], sizes[1:], strict=True):
+        if size == sizes[0]:
+            t.axes.unify(parts[0], part)
+        else:
+            t.pin([parts[0], part], f"`{op.name}` cuts it into unequal parts by one number")
+    if "chunk" not in op.name and "tensor_split" not in op.name:
+        t.literal((1,), parts[0])
+
+
+def cat(t: Typing, op: Op) -> list[Dims]:
+    rank = len(op.types[0].shape)
+    operands = [t.of(arg) for arg in cast(tuple[Arg, ...], op.args[0])]
+    operands = [dims for dims in operands if len(dims) == rank]
+    d = dim_of(argument(op, 1, "dim", 0), rank)
+    result = list(operands[0])
+    for dims in operands[1:]:
+        for i in range(rank):
+            if i != d:
+                t.axes.unify(result[i], dims[i])
+    if isinstance(op.types[0].shape[d], str):
+        t.pin([dims[d] for dims in operands], "concatenated at a size known at run time")
+        result[d] = t.fresh(op.types[0].shape[d : d + 1])[0]
+    else:
+        result[d] = t.axes.sum([dims[d] for dims in operands])
+    return [result]
+
+
+def stack(t: Typing, op: Op) -> list[Dims]:
+    operands = [t.of(arg) for arg in cast(tuple[Arg, ...], op.args[0])]
+    result = operands[0]
+    for dims in operands[1:]:
+        result = t.unify(result, dims)
+    d = dim_of(argument(op, 1, "dim", 0), len(result) + 1)
+    result = list(result)
+    result.insert(d, t.fresh([len(operands)], "each index is a stacked value of its own")[0])
+    return [result]
+
+
+def glu(t: Typing, op: Op) -> list[Dims] | None:
+    x = list(t.of(op.args[0]))
+    d = dim_of(argument(op, 1, "dim", -1), len(x))
+    halves = t.axes.cut(x[d], t.axes.size(x[d]) // 2)
+    if halves is None:
+        return None
+    t.axes.unify(*halves)
+    x[d] = halves[0]
+    return [x]
+
+
+def pad(t: Typing, op: Op) -> list[Dims]:
+    x, amounts = list(t.of(op.args[0])), cast(tuple[Arg, ...], op.args[1])
+    for i in range(len(amounts) // 2):
+        d = len(x) - 1 - i
+        if amounts[2 * i] != 0 or amounts[2 * i + 1] != 0:
+            t.axes.pin(x[d], "padded")
+            x[d] = t.fresh(op.types[0].shape[d : d + 1], "padded")[0]
+    return [x]
+
+
+def pixel_shuffle(t: Typing, op: Op) -> list[Dims]:
+    r = cast(int, op.args[1])
+    x = t.of(op.args[0])
+    t.pin(x[-2:], "spatial")
+    sizes = {"r": r, "q": r, "c": t.axes.size(x[-3]) // (r * r)}
+    result = t.apply("... (c r q) _ _ -> ... c _ _", op.args[:1], sizes=sizes)
+    channel = t.axes.factors(x[-3])
+    for axis in channel[-2:]:
+        t.axes.pin(axis, "becomes space")
+    return result
+
+
+def pixel_unshuffle(t: Typing, op: Op) -> list[Dims]:
+    r = cast(int, op.args[1])
+    x = t.of(op.args[0])
+    t.pin(x[-2:], "spatial")
+    inner = t.fresh([r, r], "comes from space")
+    spatial = t.fresh(op.types[0].shape[-2:], "spatial")
+    return [[*x[:-3], t.axes.product([x[-3], *inner]), *spatial]]

@@ -1,0 +1,76 @@
+"""Rules of aten operations in which data say what is read or written."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from prunec.ir.dialects.aten_args import dim_of
+from prunec.ir.graph import Arg, Op, Ref
+from prunec.ir.infer import Dims, Typing
+
+__all__ = ["gather", "index", "index_put", "index_select", "one_hot", "scatter"]
+
+
+def index(t: Typing, op: Op) -> list[Dims] | None:
+    """Advanced indexing: indexed dimensions are pinned, the others pass."""
+    x, given = t.of(op.args[0]), cast(tuple[Arg, ...], op.args[1])
+    at = [i for i, arg in enumerate(given) if isinstance(arg, Ref)]
+    if any(t.graph.types[cast(Ref, given[i]).name].dtype == "bool" for i in at):
+        return None
+    shared: Dims = []
+    for i in at:
+        t.axes.mark(x[i], "index", "data select from it")
+        shared = t.unify(shared, t.of(given[i]))
+    adjacent = at == list(range(at[0], at[0] + len(at)))
+    first = at[0] if adjacent else 0
+    kept = [a for i, a in enumerate(x) if i not in at]
+    return [kept[:first] + shared + kept[first:]]
+
+
+def index_select(t: Typing, op: Op) -> list[Dims]:
+    x = list(t.of(op.args[0]))
+    d = dim_of(op.args[1], len(x))
+    t.axes.mark(x[d], "index", "data select from it")
+    x[d] = t.of(op.args[2])[0]
+    return [x]
+
+
+def _other_dims(t: Typing, op: Op, d: int, left: Dims, right: Dims) -> None:
+    for i, (a, b) in enumerate(zip(left, right, strict=False)):
+        if i == d:
+            continue
+        if t.axes.size(a) == t.axes.size(b):
+            t.axes.unify(a, b)
+        else:
+            t.pin([a, b], f"`{op.name}` reads a part of it")
+
+
+def gather(t: Typing, op: Op) -> list[Dims]:
+    x, chosen = t.of(op.args[0]), t.of(op.args[2])
+    d = dim_of(op.args[1], len(x))
+    t.axes.mark(x[d], "index", "data select from it")
+    _other_dims(t, op, d, x, chosen)
+    return [chosen]
+
+
+def scatter(t: Typing, op: Op) -> list[Dims]:
+    x = t.of(op.args[0])
+    d = dim_of(op.args[1], len(x))
+    t.axes.pin(x[d], f"`{op.name}` writes to places that data choose")
+    for arg in op.args[2:4]:
+        if isinstance(arg, Ref) and t.of(arg):
+            _other_dims(t, op, d, x, t.of(arg))
+    return [x]
+
+
+def index_put(t: Typing, op: Op) -> list[Dims] | None:
+    x, given = t.of(op.args[0]), cast(tuple[Arg, ...], op.args[1])
+    value = t.of(op.args[2])
+    t.pin(x[: len(given)], f"`{op.name}` writes to places that data choose")
+    t.unify(x[len(given) :], value[len(value) - (len(x) - len(given)) :])
+    return [x]
+
+
+def one_hot(t: Typing, op: Op) -> list[Dims]:
+    x = t.of(op.args[0])
+    return [[*x, t.fresh(op.types[0].shape[-1:], "one index a class")[0]]]

@@ -1,0 +1,135 @@
+"""Rules of aten operations that lay out the same entries in other dimensions."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from prunec.ir.dialects.aten_args import argument, dim_of, dims_of, path_of
+from prunec.ir.graph import Arg, Op
+from prunec.ir.infer import Dims, Path, Typing
+from prunec.ir.sizes import dim_size
+from prunec.ir.unify import AxisId
+
+__all__ = [
+    "expand",
+    "expand_as",
+    "movedim",
+    "permute",
+    "repeat",
+    "repeat_interleave",
+    "reshape",
+    "squeeze",
+    "swap_last",
+    "transpose",
+    "unsqueeze",
+]
+
+
+def reshape(t: Typing, op: Op) -> list[Dims]:
+    """Row-major: the product of the dimensions before is the product of those after."""
+    x = t.of(op.args[0])
+    dims = t.fresh([dim_size(d, t.graph.symbols) for d in op.types[0].shape])
+    t.axes.unify(t.axes.product(x), t.axes.product(dims))
+    if op.name.startswith("aten.flatten"):
+        return [dims]
+    if op.name.startswith("aten.unflatten"):
+        first = dim_of(op.args[1], len(x))
+        path: Path = (2,)
+        sizes = cast(tuple[Arg, ...], op.args[2])
+    else:
+        first, path = 0, path_of(op, 1, "size" if "size" in dict(op.kwargs) else "shape")
+        sizes = cast(tuple[Arg, ...], argument(op, 1, cast(str, path[-1])))
+    for i, size in enumerate(sizes):
+        t.size_argument((*path, i), size, dims[first + i])
+    return [dims]
+
+
+def expand(t: Typing, op: Op) -> list[Dims]:
+    x, shape = t.of(op.args[0]), op.types[0].shape
+    sizes = cast(tuple[Arg, ...], argument(op, 1, "size"))
+    dims = t.fresh(shape)
+    new = len(shape) - len(x)
+    for i in range(len(shape)):
+        if i >= new and t.axes.size(x[i - new]) > 1:
+            dims[i] = x[i - new]
+        t.size_argument((*path_of(op, 1, "size"), i), sizes[i], dims[i])
+    return [dims]
+
+
+def expand_as(t: Typing, op: Op) -> list[Dims]:
+    return [t.unify(t.of(op.args[1]), t.of(op.args[0]))]
+
+
+def repeat(t: Typing, op: Op) -> list[Dims]:
+    x, repeats = t.of(op.args[0]), cast(tuple[Arg, ...], op.args[1])
+    padded = [t.axes.UNIT] * (len(repeats) - len(x)) + list(x)
+    dims = []
+    for i, (axis, times) in enumerate(zip(padded, repeats, strict=True)):
+        if times == 1:
+            dims.append(axis)
+            continue
+        outer = _times(t, op, axis, i)
+        dims.append(t.axes.product([outer, axis]))
+        if isinstance(times, int):
+            t.literal((1, i), outer)
+    return [dims]
+
+
+def _times(t: Typing, op: Op, axis: AxisId, dim: int) -> AxisId:
+    """The axis of a repetition; its size is what the result's size leaves."""
+    total = dim_size(op.types[0].shape[dim], t.graph.symbols)
+    outer = t.axes.atom(total // t.axes.size(axis))
+    if isinstance(op.types[0].shape[dim], str):
+        t.axes.mark(outer, "runtime", "")
+        t.axes.pin(outer, "its size is known at run time only")
+    return outer
+
+
+def repeat_interleave(t: Typing, op: Op) -> list[Dims] | None:
+    x = list(t.of(op.args[0]))
+    where = argument(op, 2, "dim")
+    if not isinstance(op.args[1], int) or where is None:
+        return None
+    d = dim_of(where, len(x))
+    inner = _times(t, op, x[d], d)
+    x[d] = t.axes.product([x[d], inner])
+    t.literal((1,), inner)
+    return [x]
+
+
+def unsqueeze(t: Typing, op: Op) -> list[Dims]:
+    x = list(t.of(op.args[0]))
+    x.insert(dim_of(op.args[1], len(x) + 1), t.axes.UNIT)
+    return [x]
+
+
+def squeeze(t: Typing, op: Op) -> list[Dims]:
+    x = t.of(op.args[0])
+    over = dims_of(op.args[1] if len(op.args) > 1 else None, len(x))
+    return [[a for d, a in enumerate(x) if d not in over or t.axes.size(a) > 1]]
+
+
+def permute(t: Typing, op: Op) -> list[Dims]:
+    x = t.of(op.args[0])
+    return [[x[d] for d in dims_of(op.args[1], len(x))]]
+
+
+def transpose(t: Typing, op: Op) -> list[Dims]:
+    x = list(t.of(op.args[0]))
+    a, b = dim_of(op.args[1], len(x)), dim_of(op.args[2], len(x))
+    x[a], x[b] = x[b], x[a]
+    return [x]
+
+
+def swap_last(t: Typing, op: Op) -> list[Dims]:
+    x = list(t.of(op.args[0]))
+    return [x[:-2] + x[-2:][::-1]]
+
+
+def movedim(t: Typing, op: Op) -> list[Dims]:
+    x = t.of(op.args[0])
+    source, to = dims_of(op.args[1], len(x)), dims_of(op.args[2], len(x))
+    order = [d for d in range(len(x)) if d not in source]
+    for target, d in sorted(zip(to, source, strict=True)):
+        order.insert(target, d)
+    return [[x[d] for d in order]]

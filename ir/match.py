@@ -1,0 +1,96 @@
+"""Match the dimensions of operands with the patterns of a signature, and build the results."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from prunec.ir.graph import TensorType
+from prunec.ir.signature import ELLIPSIS, Pattern, Signature
+from prunec.ir.unify import AxisId
+
+if TYPE_CHECKING:
+    from prunec.ir.infer import Dims, Typing
+
+__all__ = ["Match"]
+
+
+class Match:
+    """Binds the labels of a signature to axes, one operand after the other."""
+
+    def __init__(self, typing: Typing, signature: Signature, sizes: dict[str, int]) -> None:
+        self.typing, self.signature, self.sizes = typing, signature, sizes
+        self.labels: dict[str, AxisId] = {}
+        self.places: dict[str, list[tuple[int, int]]] = {}
+        self.rest: Dims = []
+        self.shared: list[tuple[AxisId, tuple[tuple[int, int], ...]]] = []
+
+    def operand(self, position: int, dims: Dims, pattern: Pattern) -> None:
+        for place, (dim, axis) in self._spread(dims, pattern):
+            if dim == "_":
+                self.typing.axes.pin(axis, "a spatial dimension or a kernel window")
+                continue
+            if isinstance(dim, tuple):
+                self._product(axis, dim)
+                for label in dim:
+                    self.places.setdefault(label, []).append((position, place))
+                continue
+            self.bind(dim, axis)
+            self.places.setdefault(dim, []).append((position, place))
+
+    def _spread(
+        self, dims: Dims, pattern: Pattern
+    ) -> list[tuple[int, tuple[str | tuple[str, ...], AxisId]]]:
+        """Pair dimensions with pattern entries; `...` takes what the others leave."""
+        if ELLIPSIS not in pattern:
+            return list(enumerate(zip(pattern, dims, strict=False)))
+        at = pattern.index(ELLIPSIS)
+        tail = len(pattern) - at - 1
+        rest = dims[at : len(dims) - tail]
+        self._broadcast(rest, at)
+        head = [(i, (pattern[i], dims[i])) for i in range(at)]
+        first = len(dims) - tail
+        back = [(first + i, (pattern[at + 1 + i], dims[first + i])) for i in range(tail)]
+        return head + back
+
+    def _broadcast(self, rest: Dims, at: int) -> None:
+        axes = self.typing.axes
+        shared = min(len(rest), len(self.rest))
+        for i in range(1, shared + 1):
+            if axes.size(rest[-i]) > 1 and axes.size(self.rest[-i]) > 1:
+                self.shared.append((rest[-i], ((0, -i), (1, -i))))
+        self.rest = self.typing.unify(self.rest, rest)
+
+    def bind(self, label: str, axis: AxisId) -> None:
+        axes = self.typing.axes
+        known = self.labels.get(label)
+        if known is None or axes.size(known) == 1:
+            self.labels[label] = axis
+        else:
+            axes.unify(known, axis)
+
+    def _product(self, axis: AxisId, labels: tuple[str, ...]) -> None:
+        axes = self.typing.axes
+        known = {
+            label: self.sizes.get(label) or axes.size(self.labels[label])
+            for label in labels
+            if label in self.sizes or label in self.labels
+        }
+        total = math.prod(known.values())
+        for label in labels:
+            self.labels.setdefault(label, axes.atom(known.get(label, axes.size(axis) // total)))
+        axes.unify(axis, axes.product([self.labels[label] for label in labels]))
+
+    def result(self, pattern: Pattern, type_: TensorType) -> Dims:
+        dims: Dims = []
+        for dim in pattern:
+            if dim == ELLIPSIS:
+                dims += self.rest
+            elif dim == "_":
+                own = type_.shape[len(dims) : len(dims) + 1]
+                dims += self.typing.fresh(own, "a spatial dimension")
+            elif isinstance(dim, tuple):
+                dims.append(self.typing.axes.product([self.labels[label] for label in dim]))
+            else:
+                dims.append(self.labels[dim])
+        return dims
