@@ -15,7 +15,7 @@ from prunec.backends.hf_build import pattern
 from prunec.backends.hf_families import ParameterAxes, by_every_name, parts
 from prunec.backends.hf_fields import Family, Moved
 from prunec.backends.hf_fit import wanted_shapes
-from prunec.backends.modeling_prunec import PREFIX
+from prunec.backends.modeling_prunec import PREFIX, VERSION
 from prunec.ir.axes import new_size, size
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ir.graph import Graph
@@ -25,7 +25,7 @@ __all__ = ["Kept", "Section", "merged", "per_layer"]
 Kept = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
 """For each parameter and buffer touched, the kept indices by dimension."""
 
-VERSION = 1
+_RECOMPUTED = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,14 @@ def per_layer(
     result has been traced and found to compute `wanted`. `kept` is needed for buffers that no
     checkpoint stores; without it, as before any index is chosen, the first ones are taken.
     """
+    new = wanted_shapes(family, axes, counts)
+    cut = {n: s for n, s in new.items() if s != family.shapes[n] and family.tied[n] == n}
+    recomputed = sorted(cut.keys() & family.derived) if _recomputes(family.config.to_dict()) else []
+    if recomputed:
+        return [_replaced(recomputed[0])]
     found = attributes(family, axes, counts, wanted, trace)
     if isinstance(found, list):
         return found
-    new = wanted_shapes(family, axes, counts)
-    cut = {n: s for n, s in new.items() if s != family.shapes[n] and family.tied[n] == n}
     return Section(
         architecture=type(family.build(family.config)).__name__.removeprefix(PREFIX),
         shapes={n: list(s) for n, s in cut.items() if n not in family.derived},
@@ -110,6 +113,23 @@ def merged(before: Mapping[str, Any] | None, after: dict[str, Any]) -> dict[str,
             for i in sorted(layers, key=int)
         },
     }
+
+
+def _recomputes(data: object) -> bool:
+    """Whether the model computes its rotary frequencies anew for long inputs, which no trace of
+    a short one shows."""
+    if not isinstance(data, dict):
+        return False
+    return data.get("rope_type") in _RECOMPUTED or any(map(_recomputes, data.values()))
+
+
+def _replaced(name: str) -> Diagnostic:
+    return Diagnostic(
+        "P613",
+        "the model computes its rotary frequencies anew for long inputs: removed ones come back",
+        where=name,
+        help="leave head_dim whole with --groups, or write --format onnx or torchscript",
+    )
 
 
 def _indices(

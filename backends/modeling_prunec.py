@@ -10,6 +10,8 @@ transformers and nothing else. The stock model is built from the original sizes,
                  of the configuration as this module sees it
     architecture the class whose parameter names are used above
 
+`per_layer_config` in it is for readers: what the fields of the configuration are in each layer.
+
 `PrunedX` is made on demand from the stock class `X`.
 """
 
@@ -23,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 PREFIX = "Pruned"
+VERSION = 1
 
 # Which attribute states which dimension of `weight`, where the layer's type tells.
 SIZES: dict[Any, dict[str, int]] = {
@@ -40,6 +43,8 @@ Kept = dict[str, list[int]]
 
 def shrink(model: nn.Module, section: dict[str, Any]) -> None:
     """Give a model just built from the original sizes those of the `prunec` section, in place."""
+    if section.get("version", VERSION) != VERSION:
+        raise ValueError("config.json, section prunec: written by another version of prunec")
     _shrink_parameters(model, section.get("shapes", {}), _whole(model, section))
     _shrink_buffers(model, section.get("buffers", {}), _whole(model, section))
     for path, values in section.get("attributes", {}).items():

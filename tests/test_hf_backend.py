@@ -518,7 +518,7 @@ def section(make: Callable[[], Any], counts: Mapping[str, int]) -> tuple[Section
 
 
 def test_a_layers_own_number_is_never_taken_for_a_size() -> None:
-    """Layer 1 has `layer_idx` 1, as many as... the 2 key-value heads of layer 2 in a deeper one."""
+    """`layer_idx` is 2 in the third layer, where 2 key-value heads become 1."""
     config = transformers.LlamaConfig(
         **SIZES | {"num_hidden_layers": 4}, **FFN, num_key_value_heads=2
     )
@@ -704,6 +704,18 @@ def test_a_model_can_be_pruned_twice(heads_by_layer: Path, tmp_path: Path) -> No
     whole = {"shapes", "buffers", "attributes"}
     assert again.config.prunec["attributes"]["model.layers.0.self_attn"]["head_dim"] == 4
     assert whole <= again.config.prunec.keys()
+
+
+def test_frequencies_that_would_come_back_are_refused() -> None:
+    config = llama()
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    family = Family(config, builder(transformers.LlamaForCausalLM))
+    counts = {g.name: g.size // 2 for g in case(llama).groups("head_dim")}
+    graph = case(llama).coupling.graph
+    found = per_layer(family, case(llama).axes, counts, graph, trace)
+    assert isinstance(found, list)
+    assert found[0].code == "P613"
+    assert found[0].where == "model.rotary_emb.inv_freq"
 
 
 def refused_uniform(family: Family, axes: Mapping[str, Any], counts: Mapping[str, int]) -> bool:
