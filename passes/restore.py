@@ -64,5 +64,4 @@ class LeastSquares:
             return np.zeros((weight.shape[0], len(kept)))
         inner = inner + self.ridge * scale * np.eye(len(kept))
         right = gram[np.ix_(kept, pruned)] @ weight[:, pruned].T
-        update: Matrix = np.linalg.solve(inner, right).T
-        return update
+        return np.linalg.solve(inner, right).T.astype(np.float64, copy=False)
