@@ -22,11 +22,12 @@ _CARRIED = {
 def as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
     """A tensor on the array's own memory, which may be a read-only file: never write to it."""
     carrier, dtype = _CARRIED.get(array.dtype, (None, None))
+    array = np.asarray(array, order="C")  # ascontiguousarray would give a scalar a dimension
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         if carrier is None or dtype is None:
-            return torch.from_numpy(np.ascontiguousarray(array))
-        return torch.from_numpy(np.ascontiguousarray(array).view(carrier)).view(dtype)
+            return torch.from_numpy(array)
+        return torch.from_numpy(array.view(carrier)).view(dtype)
 
 
 def as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
