@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from prunec.passes.profile import Array, Moments, Stream, Weights
 from prunec.passes.restore import LeastSquares
 from prunec.passes.score import Criterion, Scores
 
-__all__ = ["Compressed", "Site", "compress", "score_all", "select", "sites"]
+__all__ = ["Compressed", "Journal", "Site", "compress", "score_all", "select", "sites"]
 
 Selections = dict[str, Selection]
 
@@ -40,6 +41,14 @@ class Compressed:
     selections: Selections = field(default_factory=dict)
     weights: dict[str, Array] = field(default_factory=dict)
     unrestored: dict[str, str] = field(default_factory=dict)
+
+
+class Journal(Protocol):
+    """Where finished sites are kept, by their number, so that a run can be resumed."""
+
+    def load(self, site: int) -> tuple[dict[str, Selection], dict[str, Array]] | None: ...
+
+    def save(self, site: int, selections: Mapping[str, Selection], weights: Weights) -> None: ...
 
 
 def sites(coupling: Coupling, groups: Sequence[Group]) -> list[Site]:
@@ -92,16 +101,26 @@ def compress(
     restorer: LeastSquares | None = None,
     step: Callable[[], None] = lambda: None,
     chosen: Mapping[str, Selection] | None = None,
+    journal: Journal | None = None,
 ) -> Compressed:
     """Choose which indices of each group stay and refit their consumers.
 
     `counts` says how many stay. Without a stream the criterion must not need one and nothing is
     refitted. With one, each site is scored on the inputs that the pruned program gives it.
-    `chosen` are selections already made, which are followed without scoring.
+    `chosen` are selections already made, which are followed without scoring. Sites that the
+    `journal` has are taken from it; the others go into it.
     """
     result = Compressed()
     current = _Current(weights, result.weights)
-    for site in sites(coupling, groups):
+    for number, site in enumerate(sites(coupling, groups)):
+        known = journal.load(number) if journal is not None else None
+        if known is not None:
+            result.selections |= known[0]
+            result.weights |= known[1]
+            if stream is not None:
+                stream.replace(known[1])
+            step()
+            continue
         gram = restorer is not None and not any(g.normed for g in site.groups)
         observed: dict[Consumer, Moments] = {}
         if stream is not None and site.consumers:
@@ -115,10 +134,14 @@ def compress(
                 continue
             scores = criterion.score(coupling, group, current, _of(group, observed))
             result.selections[group.name] = select(scores, counts[group.name], group)
+        changed: dict[str, Array] = {}
         if stream is not None and site.consumers:
             changed = _pruned(coupling, site, observed, result, current, restorer)
             stream.replace(changed)
             result.weights |= changed
+        if journal is not None:
+            own = {g.name for g in site.groups} & result.selections.keys()
+            journal.save(number, {n: result.selections[n] for n in own}, changed)
         step()
     return result
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from prunec.checking import verify
 from prunec.emission import emit
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import Diagnostic
+from prunec.journal import StateJournal, load_calibration, save_calibration
+from prunec.layout import HfLayout, settle_layout
 from prunec.loading import Loaded, Overlaid, SlicedWeights, load
 from prunec.options import InspectOptions, PruneOptions
 from prunec.output import Formats, staged
@@ -29,20 +32,16 @@ from prunec.passes.restore import LeastSquares
 from prunec.passes.rewrite import Rewritten, rewrite
 from prunec.passes.score import CRITERIA, Criterion, Random
 from prunec.planfile import read_plan, write_plan
-from prunec.planning import (
-    Choice,
-    choose_groups,
-    make_budget,
-    settle_uniform,
-)
+from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.plans import plan_document, selections_of
 from prunec.progress import Progress, Silent
 from prunec.recipe import hash_source, write_recipe
 from prunec.reports import InspectReport, PruneReport
 from prunec.request import sources
+from prunec.state import State, kept_state, state_key
 from prunec.summary import inspect_report, prune_report
 
-__all__ = ["Pruned", "inspect", "prune"]
+__all__ = ["Pruned", "inspect", "prune", "run_passes"]
 
 
 @dataclass
@@ -51,13 +50,12 @@ class Pruned:
 
     loaded: Loaded
     options: PruneOptions
-    choice: Choice
-    counts: dict[str, int]
+    family: Family
     compressed: Compressed
     rewritten: Rewritten
-    family: Family
+    layout: HfLayout | None = None
     calibrated: Calibrated | None = None
-    warnings: list[Diagnostic] = field(default_factory=list)
+    warnings: tuple[Diagnostic, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -86,148 +84,203 @@ def prune(options: PruneOptions, progress: Progress | None = None) -> PruneRepor
     """Prune a model as `options` (settled) say and write OUT, which appears only when whole."""
     progress = progress or Silent()
     if options.dry_run or options.out is None:
-        pruned = run_passes(options, progress)
-        return prune_report(pruned, (), ())
+        return prune_report(run_passes(options, progress), (), ())
     with staged(options.out, overwrite=options.overwrite, sources=sources(options)) as stage:
-        pruned = run_passes(options, progress)
-        report = _write(pruned, stage, progress)
-    return report
+        key = state_key(options, _model_hash(options)) if options.resume else ""
+        with kept_state(options.out, key, resume=options.resume) as state:
+            pruned = run_passes(options, progress, state)
+            return _write(pruned, stage, progress)
 
 
-def run_passes(options: PruneOptions, progress: Progress) -> Pruned:
-    """Everything up to the rewritten program."""
+def _model_hash(options: PruneOptions) -> str:
+    path = Path(options.model).expanduser()
+    return hash_source(path) if path.exists() else options.model
+
+
+def run_passes(
+    options: PruneOptions, progress: Progress, state: State | None = None
+) -> Pruned:
+    """Everything up to the rewritten program; nothing is written."""
     loaded = load(
         options.model,
         trust_remote_code=options.trust_remote_code,
         need_weights=True,
         progress=progress,
     )
-    family = Family(loaded.config, builder(type(loaded.model)))
-    if options.plan is not None:
-        return _follow_plan(options, loaded, family, progress)
-    with progress.step("Planning"):
-        choice = choose_groups(loaded, options, family)
-        budget = make_budget(loaded, options, choice)
-        counts, warnings = _uniform_counts(loaded, options, choice, budget, family)
-    for warning in (*loaded.warnings, *choice.warnings, *warnings):
-        progress.warn(warning)
-    seconds = dict(loaded.seconds)
-    calibrated = calibrate(loaded, options, progress) if options.calibrated else None
-    with _timed(seconds, "prune"):
-        if options.allocate == "global":
-            counts = _global_counts(loaded, options, choice, budget, calibrated, progress)
-        compressed = _compress(loaded, options, choice, counts, calibrated, progress)
-    rewritten = _rewrite(loaded, compressed.selections)
-    return Pruned(
-        loaded, options, choice, counts, compressed, rewritten, family, calibrated,
-        [*loaded.warnings, *choice.warnings, *warnings], seconds,
-    )  # fmt: skip
+    run = _Run(options, loaded, progress, state)
+    return run.from_plan() if options.plan is not None else run.from_target()
 
 
-def _uniform_counts(
-    loaded: Loaded, options: PruneOptions, choice: Choice, budget: Budget, family: Family
-) -> tuple[dict[str, int], tuple[Diagnostic, ...]]:
-    if options.allocate == "global":
-        return {}, ()
-    if options.layout == "uniform":
-        return settle_uniform(loaded, choice, budget, family, check="hf" in options.formats)
-    return Uniform().allocate(choice.groups, budget), ()
+@dataclass
+class _Run:
+    """One run of the passes over a loaded model."""
 
+    options: PruneOptions
+    loaded: Loaded
+    progress: Progress
+    state: State | None = None
+    warnings: list[Diagnostic] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
-def criterion_of(options: PruneOptions) -> Criterion:
-    if options.method == "random":
-        return Random(options.seed)
-    made: Criterion = CRITERIA[options.method]()
-    return made
+    def __post_init__(self) -> None:
+        self.seconds |= self.loaded.seconds
+        self._warn(self.loaded.warnings)
 
+    @cached_property
+    def family(self) -> Family:
+        return Family(self.loaded.config, builder(type(self.loaded.model)))
 
-def _global_counts(
-    loaded: Loaded,
-    options: PruneOptions,
-    choice: Choice,
-    budget: Budget,
-    calibrated: Calibrated | None,
-    progress: Progress,
-) -> dict[str, int]:
-    """One ranking over all groups needs all scores first: one more pass, on the dense stream."""
-    total = len(sites(loaded.coupling, choice.groups))
-    with progress.step("Scoring", total) as advance, _stream(loaded, calibrated) as stream:
-        scores = score_all(
-            loaded.coupling, choice.groups, criterion_of(options), loaded.weights, stream,
-            lambda: advance(1),
-        )  # fmt: skip
-    return GlobalRanking().allocate(choice.groups, budget, scores)
+    @cached_property
+    def criterion(self) -> Criterion:
+        if self.options.method == "random":
+            return Random(self.options.seed)
+        made: Criterion = CRITERIA[self.options.method]()
+        return made
 
+    @cached_property
+    def calibrated(self) -> Calibrated | None:
+        """Calibration data, from the state of an interrupted run when it has them."""
+        if not self.options.calibrated:
+            return None
+        known = load_calibration(self.state) if self.state is not None else None
+        if known is not None:
+            return known
+        with self._timed("calibrate"):
+            found = calibrate(self.loaded, self.options, self.progress)
+        if self.state is not None:
+            save_calibration(self.state, found)
+        return found
 
-@contextmanager
-def _stream(loaded: Loaded, calibrated: Calibrated | None) -> Iterator[TorchStream | None]:
-    if calibrated is None:
-        yield None
-        return
-    with TorchStream(loaded.graph, loaded.weights, calibrated.batches) as stream:
-        yield stream
+    def from_target(self) -> Pruned:
+        """Choose what stays so that the targets are met."""
+        layout = None
+        with self.progress.step("Planning"), self._timed("plan"):
+            choice = choose_groups(self.loaded, self.options, self.family)
+            self._warn(choice.warnings)
+            budget = make_budget(self.loaded, self.options, choice)
+            counts = self._counts(choice, budget)
+            if counts:
+                layout = self._layout(counts)
+        if not counts:
+            counts = self._ranked(choice, budget)
+            layout = self._layout(counts)
+        return self._finish(choice, counts, layout)
 
+    def from_plan(self) -> Pruned:
+        """Follow an earlier plan."""
+        assert self.options.plan is not None
+        shapes = {
+            name: tuple(int(d) for d in p.type.shape)
+            for name, p in self.loaded.graph.parameters.items()
+        }
+        plan = read_plan(self.options.plan, shapes)
+        selections = selections_of(self.loaded.coupling, plan, self.options.plan)
+        groups = tuple(g for g in self.loaded.coupling.groups if g.name in selections)
+        counts = {name: s.count for name, s in selections.items()}
+        return self._finish(Choice(groups, {}), counts, self._layout(counts), selections)
 
-def _compress(
-    loaded: Loaded,
-    options: PruneOptions,
-    choice: Choice,
-    counts: Mapping[str, int],
-    calibrated: Calibrated | None,
-    progress: Progress,
-    chosen: Mapping[str, Selection] | None = None,
-) -> Compressed:
-    restorer = LeastSquares() if options.restore == "ls" and calibrated is not None else None
-    total = len(sites(loaded.coupling, choice.groups))
-    with progress.step("Pruning", total) as advance, _stream(loaded, calibrated) as stream:
-        return compress(
-            loaded.coupling, choice.groups, counts, criterion_of(options), loaded.weights, stream,
-            restorer, lambda: advance(1), chosen,
-        )  # fmt: skip
+    def _counts(self, choice: Choice, budget: Budget) -> dict[str, int]:
+        """Counts that need no scores; empty when groups are to be ranked together."""
+        if self.options.allocate == "global":
+            return {}
+        if self.options.layout != "uniform":
+            return Uniform().allocate(choice.groups, budget)
+        counts, warnings = settle_uniform(
+            self.loaded, choice, budget, self.family, check="hf" in self.options.formats
+        )
+        self._warn(warnings)
+        return counts
 
+    def _layout(self, counts: Mapping[str, int]) -> HfLayout | None:
+        if "hf" not in self.options.formats or self.options.dry_run:
+            return None
+        return settle_layout(self.loaded, self.options.layout, self.family, counts)
 
-def _rewrite(loaded: Loaded, selections: Mapping[str, Selection]) -> Rewritten:
-    rewritten = rewrite(loaded.coupling, selections)
-    return Rewritten(dce(rewritten.graph), rewritten.kept)
+    def _ranked(self, choice: Choice, budget: Budget) -> dict[str, int]:
+        """One ranking over all groups needs all scores first: one more pass, on the dense model."""
+        total = len(sites(self.loaded.coupling, choice.groups))
+        with self.progress.step("Scoring", total) as advance, self._stream() as stream:
+            scores = score_all(
+                self.loaded.coupling,
+                choice.groups,
+                self.criterion,
+                self.loaded.weights,
+                stream,
+                lambda: advance(1),
+            )
+        return GlobalRanking().allocate(choice.groups, budget, scores)
 
+    def _finish(
+        self,
+        choice: Choice,
+        counts: Mapping[str, int],
+        layout: HfLayout | None,
+        chosen: Mapping[str, Selection] | None = None,
+    ) -> Pruned:
+        calibrated = self.calibrated
+        refit = self.options.restore == "ls" and calibrated is not None
+        total = len(sites(self.loaded.coupling, choice.groups))
+        with (
+            self._timed("prune"),
+            self.progress.step("Pruning", total) as advance,
+            self._stream() as stream,
+        ):
+            compressed = compress(
+                self.loaded.coupling,
+                choice.groups,
+                counts,
+                self.criterion,
+                self.loaded.weights,
+                stream,
+                LeastSquares() if refit else None,
+                lambda: advance(1),
+                chosen,
+                StateJournal(self.state, self.loaded.weights) if self.state is not None else None,
+            )
+        rewritten = rewrite(self.loaded.coupling, compressed.selections)
+        return Pruned(
+            self.loaded,
+            self.options,
+            self.family,
+            compressed,
+            Rewritten(dce(rewritten.graph), rewritten.kept),
+            layout,
+            calibrated,
+            tuple(self.warnings),
+            self.seconds,
+        )
 
-def _follow_plan(
-    options: PruneOptions, loaded: Loaded, family: Family, progress: Progress
-) -> Pruned:
-    """Prune what an earlier plan says."""
-    assert options.plan is not None
-    shapes = {name: p.type.shape for name, p in loaded.graph.parameters.items()}
-    plan = read_plan(options.plan, shapes)  # type: ignore[arg-type]
-    selections = selections_of(loaded.coupling, plan, options.plan)
-    groups = tuple(g for g in loaded.coupling.groups if g.name in selections)
-    choice = Choice(groups, {})
-    counts = {name: s.count for name, s in selections.items()}
-    seconds = dict(loaded.seconds)
-    calibrated = calibrate(loaded, options, progress) if options.calibrated else None
-    with _timed(seconds, "prune"):
-        compressed = _compress(loaded, options, choice, counts, calibrated, progress, selections)
-    rewritten = _rewrite(loaded, compressed.selections)
-    return Pruned(
-        loaded, options, choice, counts, compressed, rewritten, family, calibrated,
-        list(loaded.warnings), seconds,
-    )  # fmt: skip
+    @contextmanager
+    def _stream(self) -> Iterator[TorchStream | None]:
+        if self.calibrated is None:
+            yield None
+            return
+        batches = self.calibrated.batches
+        with TorchStream(self.loaded.graph, self.loaded.weights, batches) as stream:
+            yield stream
+
+    def _warn(self, found: tuple[Diagnostic, ...]) -> None:
+        self.warnings += found
+        for warning in found:
+            self.progress.warn(warning)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 def _write(pruned: Pruned, stage: Path, progress: Progress) -> PruneReport:
-    options = pruned.options
-    with _timed(pruned.seconds, "write"):
-        written = emit(pruned, stage, progress)
-    checks = verify(pruned, stage, progress) if options.verify else ()
+    """Everything that OUT holds, into the stage folder."""
+    start = time.perf_counter()
+    written = emit(pruned, stage, progress)
+    pruned.seconds["write"] = round(time.perf_counter() - start, 3)
+    checks = verify(pruned, stage, progress) if pruned.options.verify else ()
     write_plan(plan_document(pruned), stage / Formats.PLAN)
-    write_recipe(stage / Formats.RECIPE, options, hash_source(pruned.loaded.source.path))
+    source = hash_source(pruned.loaded.source.path)
+    write_recipe(stage / Formats.RECIPE, pruned.options, source)
     report = prune_report(pruned, written, checks)
     (stage / Formats.REPORT).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
     (stage / Formats.CARD).write_text(render_card(report), encoding="utf-8")
     return report
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 3)
