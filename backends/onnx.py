@@ -79,6 +79,8 @@ def to_onnx(graph: Graph, weights: Mapping[str, Any]) -> ir.Model:
     model = ir.Model(found, ir_version=IR_VERSION, producer_name="prunec")
     RemoveUnusedNodesPass()(model)
     CommonSubexpressionEliminationPass()(model)
+    for written, (name, ref) in zip(model.graph.outputs, graph.outputs, strict=True):
+        _describe(written, name, _public(graph.types[ref]))  # that pass may put a bare copy there
     return model
 
 
@@ -131,10 +133,12 @@ def _output(b: Builder, name: str, ref: str) -> ir.Value:
     taken = sum(found == ref for _, found in b.graph.outputs) > 1
     if taken or value.producer() is None or type_.dtype == "index":
         value = b.op("Identity", value)
-    if type_.dtype == "index":
-        type_ = TensorType("i64", (1,))
-    _describe(value, name, type_)
+    _describe(value, name, _public(type_))
     return value
+
+
+def _public(type_: TensorType) -> TensorType:
+    return TensorType("i64", (1,)) if type_.dtype == "index" else type_
 
 
 def _check(path: Path) -> None:

@@ -129,7 +129,7 @@ class Builder:
             self.constants[key] = ir.Value(
                 name=name,
                 type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 const_value=ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name),
             )
         return self.constants[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import onnx_ir as ir
@@ -81,7 +82,7 @@ def _conv(b: Builder, op: Op) -> ir.Value:
     stride, padding, dilation, groups = (
         _argument(op, i + 3, default) for i, default in enumerate((1, 0, 1, 1))
     )
-    settings = {
+    settings: dict[str, Any] = {
         "strides": _ints(stride, spatial),
         "dilations": _ints(dilation, spatial),
         "group": groups,
@@ -144,7 +145,7 @@ def _rms_norm(b: Builder, op: Op) -> ir.Value:
     dtype = op.types[0].dtype
     weight, eps = _argument(op, 2, None), _argument(op, 3, None)
     if not isinstance(eps, int | float):
-        eps = float(ml_dtypes.finfo(NUMPY_DTYPES[dtype]).eps)
+        eps = float(_limits(dtype).eps)
     value = b.value(x)
     dims = b.ints(*range(-len(normalized), 0))
     mean = b.op("ReduceMean", b.op("Pow", value, b.const(2, dtype)), dims, keepdims=1)
@@ -196,7 +197,7 @@ def _batch_norm(epsilon: int) -> Rule:
             b.value(variance),
             epsilon=_epsilon(op, epsilon),
         )
-        return found if len(op.results) == 1 else [found] + [channels] * (len(op.results) - 1)
+        return found if len(op.results) == 1 else [found, *[b.const([], dtype)] * 2]
 
     return write
 
@@ -266,7 +267,11 @@ def _additive(b: Builder, mask: Arg, dtype: str) -> tuple[ir.Value, ir.Value | N
 
 def _least(dtype: str) -> float:
     """Low enough to hide an entry, and two of them still finite."""
-    return float(ml_dtypes.finfo(NUMPY_DTYPES[dtype]).min) / 2
+    return float(_limits(dtype).min) / 2
+
+
+def _limits(dtype: str) -> Any:
+    return ml_dtypes.finfo(NUMPY_DTYPES[dtype])  # type: ignore[no-untyped-call]
 
 
 def _causal(b: Builder, op: Op, dtype: str) -> ir.Value:
@@ -286,7 +291,7 @@ def _pool(kind: str, spatial: int) -> Rule:
         kernel = _ints(op.args[1], spatial)
         stride = _argument(op, 2, ()) or tuple(kernel)
         padding = _argument(op, 3, 0)
-        settings = {
+        settings: dict[str, Any] = {
             "kernel_shape": kernel,
             "strides": _ints(stride, spatial),
             "pads": _ints(padding, spatial) * 2,

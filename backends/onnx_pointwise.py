@@ -46,7 +46,8 @@ def _scaled(kind: str) -> Rule:
     """Sum or difference, with torch's factor on the second operand."""
 
     def write(b: Builder, op: Op) -> ir.Value:
-        dtype, alpha = _result(op), op.kwarg("alpha", 1)
+        dtype = _result(op)
+        alpha = op.args[2] if len(op.args) > 2 else op.kwarg("alpha", 1)
         right = b.value(op.args[1], dtype)
         if alpha != 1:
             right = b.op("Mul", right, b.value(alpha, dtype))
@@ -181,7 +182,8 @@ def _relu6(b: Builder, op: Op) -> ir.Value:
 
 def _hardtanh(b: Builder, op: Op) -> ir.Value:
     dtype = _result(op)
-    low, high = (*op.args[1:3], *(-1.0, 1.0)[len(op.args) - 1 :])
+    low = op.args[1] if len(op.args) > 1 else -1.0
+    high = op.args[2] if len(op.args) > 2 else 1.0
     return b.op("Clip", b.value(op.args[0]), b.value(low, dtype), b.value(high, dtype))
 
 

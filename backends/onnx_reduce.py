@@ -48,8 +48,12 @@ def _quantifier(kind: str) -> Rule:
 
 def _variance(b: Builder, op: Op) -> ir.Value:
     dims = _dims(op.args[1] if len(op.args) > 1 else None)
-    keep = bool(op.kwarg("keepdim", False))
-    correction = op.kwarg("correction", 1)
+    if op.name.endswith(".dim"):
+        correction: float = 0 if op.args[2:3] == (False,) else 1
+        keep = bool(op.args[3]) if len(op.args) > 3 else False
+    else:
+        given, keep = op.kwarg("correction", 1), bool(op.kwarg("keepdim", False))
+        correction = given if isinstance(given, int | float) else 1
     shape = b.type(op.args[0]).shape
     over = dims if dims is not None else list(range(len(shape)))
     count = 1
@@ -58,8 +62,6 @@ def _variance(b: Builder, op: Op) -> ir.Value:
         if not isinstance(size, int):
             raise Unsupported("variance over a dynamic dimension")
         count *= size
-    if not isinstance(correction, int | float):
-        correction = 1
     value, dtype = b.value(op.args[0]), op.types[0].dtype
     mean = b.op("ReduceMean", value, b.ints(*over), keepdims=1)
     away = b.op("Sub", value, mean)
@@ -96,7 +98,10 @@ def _cumsum(b: Builder, op: Op) -> ir.Value:
 
 
 def _topk(b: Builder, op: Op) -> Sequence[ir.Value]:
-    source, k, dim, largest, ordered = (*op.args, *(None, None, -1, True, True)[len(op.args) :])
+    source, k = op.args[:2]
+    dim = op.args[2] if len(op.args) > 2 else -1
+    largest = op.args[3] if len(op.args) > 3 else True
+    ordered = op.args[4] if len(op.args) > 4 else True
     count = b.value(k) if isinstance(k, Ref) else b.const([k])
     assert isinstance(dim, int)
     return b.many(
@@ -249,8 +254,8 @@ REDUCE: Rules = {
     **dict.fromkeys(
         ("aten.all.dim", "aten.all.dims", "aten.all.default"), _quantifier("ReduceMin")
     ),
-    "aten.var.correction": _variance,
-    "aten.std.correction": _deviation,
+    **dict.fromkeys(("aten.var.correction", "aten.var.dim"), _variance),
+    **dict.fromkeys(("aten.std.correction", "aten.std.dim"), _deviation),
     "aten.linalg_vector_norm.default": _norm,
     "aten.softmax.int": _softmax("Softmax"),
     "aten._softmax.default": _softmax("Softmax"),

@@ -58,12 +58,6 @@ def _transpose(b: Builder, op: Op) -> ir.Value:
     return b.op("Transpose", b.value(op.args[0]), perm=order)
 
 
-def _t(b: Builder, op: Op) -> ir.Value:
-    if b.rank(op.args[0]) < 2:
-        return b.op("Identity", b.value(op.args[0]))
-    return b.op("Transpose", b.value(op.args[0]), perm=[1, 0])
-
-
 def _permute(b: Builder, op: Op) -> ir.Value:
     return b.op("Transpose", b.value(op.args[0]), perm=_ints(op.args[1]))
 
@@ -149,13 +143,6 @@ def _select(b: Builder, op: Op) -> ir.Value:
     return b.op("Gather", b.value(source), b.scalar(index), axis=_ints(dim)[0])
 
 
-def _narrow(b: Builder, op: Op) -> ir.Value:
-    source, dim, start, length = op.args
-    if not isinstance(start, int) or not isinstance(length, int):
-        raise Unsupported("narrow with computed bounds")
-    return _cut(b, b.value(source), _ints(dim)[0], start, start + length)
-
-
 def _flip(b: Builder, op: Op) -> ir.Value:
     dims = _ints(op.args[1])
     count = len(dims)
@@ -235,7 +222,7 @@ def _range(b: Builder, op: Op) -> ir.Value:
     start, end, step = (*bounds, 1)[:3]
     dtype = op.types[0].dtype
     if all(isinstance(x, int | float) for x in (start, end, step)):
-        return b.const(np.arange(start, end, step), dtype)  # type: ignore[arg-type,call-overload]
+        return b.const(np.arange(start, end, step), dtype)  # type: ignore[arg-type]
     parts = [b.scalar(x, dtype) for x in (start, end, step)]
     return b.op("Range", *parts)
 
@@ -313,7 +300,6 @@ _LIKE = {"zeros": 0, "ones": 1}
 
 SHAPE: Rules = {
     "aten.reshape.default": _reshape,
-    "aten.view.default": _reshape,
     **dict.fromkeys(
         (
             "aten.flatten.using_ints",
@@ -325,8 +311,6 @@ SHAPE: Rules = {
     ),
     "aten.expand.default": _expand,
     "aten.transpose.int": _transpose,
-    "aten.swapaxes.default": _transpose,
-    "aten.t.default": _t,
     "aten.permute.default": _permute,
     "aten.unsqueeze.default": _unsqueeze,
     **dict.fromkeys(("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims"), _squeeze),
@@ -344,7 +328,6 @@ SHAPE: Rules = {
     "aten.unbind.int": _unbind,
     "aten.slice.Tensor": _slice,
     "aten.select.int": _select,
-    "aten.narrow.default": _narrow,
     "aten.flip.default": _flip,
     "aten.roll.default": _roll,
     "aten.repeat.default": _repeat,

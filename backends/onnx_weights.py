@@ -27,7 +27,7 @@ def stored(parameter: Parameter, weights: Mapping[str, Any]) -> ir.Value:
         raise fail("P202", f"no value is given for {parameter.name}", where=parameter.name)
     shape = ir.Shape(parameter.type.shape)
 
-    def read() -> ir.Tensor:
+    def read() -> ir.TensorProtocol:
         array = _array(weights[found], parameter)
         return ir.Tensor(array, dtype=dtype, name=parameter.name)
 

@@ -4,7 +4,8 @@ What they can rely on:
 
 - no copies: `detach`, `clone`, `contiguous`, `alias`, dropout in evaluation mode, slices of a
   whole dimension, reshapes and expansions to the same shape are gone;
-- `view` and its relatives are `aten.reshape.default`; changes of dtype are `aten.to.dtype`;
+- `view` is `aten.reshape.default`, `.T` and the like are `transpose` or `permute`, `narrow` is
+  `slice`, changes of dtype are `aten.to.dtype`;
 - no device, layout, memory format or pinning; factory operations state their dtype;
 - dimensions count from 0 and are stated, also where the default was meant;
 - `aten.slice.Tensor` has five arguments; an end of None means "to the end"; start and end of a
@@ -15,7 +16,7 @@ What they can rely on:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -171,6 +172,18 @@ def _slice(call: Call) -> Call | Ref:
     return replace(call, args=(source, dim, start, end, step), kwargs={})
 
 
+def _slice_scatter(call: Call) -> Call | Ref:
+    """Writing over a whole dimension leaves what is written."""
+    _, source, dim = call.args[:3]
+    start, end, step = call.arg(3), call.arg(4), call.arg(5, 1)
+    assert isinstance(dim, int)
+    extent = call.types[0].shape[dim]
+    whole = end is None or end == extent or (isinstance(end, int) and end >= _TO_THE_END)
+    if start in (None, 0) and whole and step == 1 and call.type_of(source) == call.types[0]:
+        return source if isinstance(source, Ref) else call
+    return call
+
+
 def _bound(bound: Arg, extent: int | str, default: Arg) -> Arg:
     if bound is None:
         return default
@@ -186,6 +199,50 @@ def _select(call: Call) -> Call | Ref:
         return call
     extent = known.shape[dim]
     return replace(call, args=(source, dim, index + extent)) if isinstance(extent, int) else call
+
+
+def _reversed(call: Call) -> Call | Ref:
+    """`x.T`: all dimensions in reverse order."""
+    known = call.type_of(call.args[0])
+    assert known is not None
+    rank = len(known.shape)
+    if rank < 2:
+        return _first(call)
+    return _transposed(call, 0, 1) if rank == 2 else _permuted(call, range(rank - 1, -1, -1))
+
+
+def _last_two(call: Call) -> Call:
+    known = call.type_of(call.args[0])
+    assert known is not None
+    return _transposed(call, len(known.shape) - 2, len(known.shape) - 1)
+
+
+def _moved(call: Call) -> Call:
+    source, start, end = call.args
+    known = call.type_of(source)
+    assert known is not None
+    assert isinstance(start, int)
+    assert isinstance(end, int)
+    rank = len(known.shape)
+    order = [d for d in range(rank) if d != start % rank]
+    order.insert(end % rank, start % rank)
+    return _permuted(call, order)
+
+
+def _transposed(call: Call, left: int, right: int) -> Call:
+    return replace(call, name="aten.transpose.int", args=(call.args[0], left, right))
+
+
+def _permuted(call: Call, order: Iterable[int]) -> Call:
+    return replace(call, name="aten.permute.default", args=(call.args[0], tuple(order)))
+
+
+def _narrow(call: Call) -> Call | Ref:
+    source, dim, start, length = call.args
+    if not isinstance(start, int) or not isinstance(length, int):
+        return call
+    args = (source, dim, start, start + length)
+    return _slice(replace(call, name="aten.slice.Tensor", args=args))
 
 
 def _attention(call: Call) -> Call:
@@ -222,6 +279,15 @@ _SPELLINGS = {
     "aten.__or__.Scalar": "aten.bitwise_or.Scalar",
     "aten.__xor__.Tensor": "aten.bitwise_xor.Tensor",
     "aten.__xor__.Scalar": "aten.bitwise_xor.Scalar",
+    "aten.swapaxes.default": "aten.transpose.int",
+    "aten.swapdims.default": "aten.transpose.int",
+    "aten.concat.default": "aten.cat.default",
+    "aten.concatenate.default": "aten.cat.default",
+    "aten.unsafe_split.Tensor": "aten.split.Tensor",
+    "aten.unsafe_chunk.default": "aten.chunk.default",
+    "aten.true_divide.Tensor": "aten.div.Tensor",
+    "aten.multiply.Tensor": "aten.mul.Tensor",
+    "aten.subtract.Tensor": "aten.sub.Tensor",
 }
 
 RULES: Mapping[str, Rule] = {
@@ -259,7 +325,13 @@ RULES: Mapping[str, Rule] = {
     "aten.expand.default": _same_shape,
     "aten.mul.Tensor": _times_one,
     "aten.add.Tensor": _plus_zero,
+    "aten.numpy_T.default": _reversed,
+    "aten.t.default": _reversed,
+    "aten.mT.default": _last_two,
+    "aten.movedim.int": _moved,
     "aten.slice.Tensor": _slice,
+    "aten.narrow.default": _narrow,
     "aten.select.int": _select,
+    "aten.slice_scatter.default": _slice_scatter,
     "aten.scaled_dot_product_attention.default": _attention,
 }

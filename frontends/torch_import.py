@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.printers import PythonPrinter
 
 from prunec.frontends.tensors import to_numpy
 from prunec.frontends.torch_canon import Call, canonical
+from prunec.frontends.torch_inplace import rename_in_place
+from prunec.frontends.torch_symbols import Symbols, name_symbols
 from prunec.ir.diagnostics import Diagnostic, fail
-from prunec.ir.graph import Arg, Attr, Dim, Graph, Loc, Op, Parameter, Ref, TensorType, Value
+from prunec.ir.graph import Arg, Attr, Graph, Loc, Op, Parameter, Ref, TensorType, Value
 
 __all__ = ["DTYPES", "Imported", "import_program"]
 
@@ -47,10 +47,6 @@ _CHECKS = (
     "aten._functional_sym_constrain",
     "aten._functional_assert",
 )
-# In-place in name only: their operand is a constant that nothing else sees.
-_HARMLESS = ("aten.detach_.default", "aten.lift_fresh.default")
-# Regions that only change autograd or autocast state.
-_WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
 @dataclass(frozen=True)
@@ -80,87 +76,19 @@ def import_program(
 
     `dynamic` names the dimensions that were asked to vary, `sizes` the example size of each name.
     """
-    if any(_mutates(node) for node in program.graph.nodes):
+    if not rename_in_place(program.graph):
         program = program.run_decompositions({})  # an empty table: functionalises, no more
-    symbols = _Symbols(sizes)
-    warnings = _name_symbols(program, dynamic, symbols)
+    symbols = Symbols(sizes)
+    warnings = name_symbols(program, dynamic, symbols)
     importer = _Importer(program, module, symbols)
     graph = importer.run(name)
     return Imported(graph, importer.constants, tuple(warnings))
 
 
-def _mutates(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or str(target) in _HARMLESS:
-        return False
-    return target._schema.is_mutable
-
-
-@dataclass
-class _Symbols:
-    """Readable names for the exporter's symbols, and an example size for each."""
-
-    sizes: Mapping[str, int]
-    names: dict[sympy.Symbol, str] = field(default_factory=dict)
-
-    def name(self, symbol: sympy.Symbol, wanted: str) -> str:
-        return self.names.setdefault(symbol, wanted)
-
-    def dim(self, size: Any) -> Dim:
-        """A dimension as the IR writes it: an integer or the text of an expression."""
-        if not isinstance(size, torch.SymInt):
-            return int(size)
-        expr = size.node.expr
-        if expr.is_number:
-            return int(expr)
-        readable = {
-            s: sympy.Symbol(self.name(s, str(s)), integer=True, nonnegative=True)
-            for s in sorted(expr.free_symbols, key=str)
-        }
-        return str(PythonPrinter().doprint(expr.xreplace(readable)))
-
-    def examples(self) -> dict[str, int]:
-        """Sizes by name. A size that only the data decides gets a prime of its own."""
-        found = {name: self.sizes[name] for name in self.names.values() if name in self.sizes}
-        spare = max([*self.sizes.values(), 100])
-        for name in self.names.values():
-            if name not in found:
-                spare = int(sympy.nextprime(spare))
-                found[name] = spare
-        return found
-
-
-def _name_symbols(
-    program: ExportedProgram, dynamic: Mapping[str, Mapping[int, str]], symbols: _Symbols
-) -> list[Diagnostic]:
-    """Name the symbols of the input dimensions; report those that did not stay symbolic."""
-    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
-    warnings = []
-    for key, dims in dynamic.items():
-        for dim, name in dims.items():
-            if key not in values:
-                continue
-            size = values[key].shape[dim]
-            expr = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
-            if isinstance(expr, sympy.Symbol):
-                symbols.name(expr, name)
-                continue
-            warnings.append(
-                Diagnostic(
-                    "P131",
-                    f"the model fixes dimension {dim} of input {key} ({name}) to {expr}",
-                    where=f"input {key}",
-                    help="the exported model will only accept that size; a batched call needs "
-                    "a model whose forward pass does not depend on it",
-                )
-            )
-    return warnings
-
-
 class _Importer:
     """One import; `run` walks the nodes in order."""
 
-    def __init__(self, program: ExportedProgram, module: nn.Module, symbols: _Symbols) -> None:
+    def __init__(self, program: ExportedProgram, module: nn.Module, symbols: Symbols) -> None:
         self.program = program
         self.symbols = symbols
         self.stored = _stored_names(module)
@@ -378,7 +306,7 @@ def _op_name(target: Any) -> str:
             f"the exported program contains control flow ({target})",
             help="trace a module whose forward pass is straight-line code",
         )
-    return "py." + target.__name__.rstrip("_").removeprefix("sym_")
+    return "py." + str(target.__name__).rstrip("_").removeprefix("sym_")
 
 
 @cache

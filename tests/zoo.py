@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 import transformers
 
-__all__ = ["ZOO", "Entry", "build", "inputs", "tiny"]
+from prunec.frontends.tensors import to_torch
+from prunec.frontends.torch import Traced
+from prunec.frontends.torch_hf import trace_hf
+
+__all__ = ["ZOO", "Entry", "Model", "build", "inputs", "model", "tiny"]
 
 Inputs = dict[str, torch.Tensor]
 
@@ -37,7 +42,6 @@ _DECODER = {
     "max_position_embeddings": 64,
 }
 _GROUPED = {**_DECODER, "num_key_value_heads": 2}
-_NO_DROPOUT: dict[str, Any] = {}
 
 ZOO: dict[str, Entry] = {
     "llama": Entry("LlamaForCausalLM", "LlamaConfig", _GROUPED, quick=True),
@@ -190,15 +194,43 @@ def build(name: str, *, seed: int = 0, meta: bool = False, **fields: Any) -> Any
 
 
 def inputs(name: str, *, batch: int = 2, length: int = 6, seed: int = 0) -> Inputs:
-    """Inputs of a family: token ids with the last position of row 0 masked, or pixels."""
+    """Inputs of a family: token ids with two positions of padding before row 0, or pixels."""
     generator = torch.Generator().manual_seed(seed)
     if ZOO[name].reads == "image":
         return {"pixel_values": torch.randn(batch, 3, 32, 32, generator=generator)}
     ids = torch.randint(3, 131, (batch, length), generator=generator)
     mask = torch.ones_like(ids)
-    mask[0, -1] = 0
+    mask[0, :2] = 0
     found = {"input_ids": ids, "attention_mask": mask}
     if ZOO[name].reads == "pair":
         shape = (batch, length + 3)
         found["decoder_input_ids"] = torch.randint(3, 131, shape, generator=generator)
     return found
+
+
+@dataclass(frozen=True)
+class Model:
+    """A built model with the graph traced from its twin on the meta device."""
+
+    module: Any
+    traced: Traced
+    weights: Mapping[str, torch.Tensor]
+
+    def expected(self, given: Inputs) -> list[torch.Tensor]:
+        """What the model computes, in the order of the graph's outputs."""
+        with torch.no_grad():
+            found = self.module(**given)
+        return [found[name] for name, _ in self.traced.graph.outputs]
+
+
+@lru_cache(maxsize=2)
+def model(name: str) -> Model:
+    """A family, built and traced once for the tests that follow one another."""
+    module = build(name)
+    module.config.use_cache = False
+    traced = trace_hf(build(name, meta=True))
+    if hasattr(module, "get_experts_implementation") and "expert" in str(module.config):
+        module.set_experts_implementation("batched_mm")  # as traced: other kernels round otherwise
+    weights = {**module.state_dict(keep_vars=True), **dict(module.named_buffers())}
+    weights |= {key: to_torch(value) for key, value in traced.constants.items()}
+    return Model(module, traced, weights)

@@ -1,0 +1,78 @@
+"""Readable names for the symbolic sizes of an exported program, and an example size for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+from torch.utils._sympy.printers import PythonPrinter
+
+from prunec.ir.diagnostics import Diagnostic
+from prunec.ir.graph import Dim
+
+__all__ = ["Symbols", "name_symbols"]
+
+
+@dataclass
+class Symbols:
+    """Readable names for the exporter's symbols, and an example size for each."""
+
+    sizes: Mapping[str, int]
+    names: dict[sympy.Symbol, str] = field(default_factory=dict)
+
+    def name(self, symbol: sympy.Symbol, wanted: str) -> str:
+        return self.names.setdefault(symbol, wanted)
+
+    def dim(self, size: Any) -> Dim:
+        """A dimension as the IR writes it: an integer or the text of an expression."""
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expr = size.node.expr
+        if expr.is_number:
+            return int(expr)
+        readable = {
+            s: sympy.Symbol(self.name(s, str(s)), integer=True, nonnegative=True)
+            for s in sorted(expr.free_symbols, key=str)
+        }
+        return str(PythonPrinter().doprint(expr.xreplace(readable)))
+
+    def examples(self) -> dict[str, int]:
+        """Sizes by name. A size that only the data decides gets a prime of its own."""
+        found = {name: self.sizes[name] for name in self.names.values() if name in self.sizes}
+        spare = max([*self.sizes.values(), 100])
+        for name in self.names.values():
+            if name not in found:
+                spare = int(sympy.nextprime(spare))
+                found[name] = spare
+        return found
+
+
+def name_symbols(
+    program: ExportedProgram, dynamic: Mapping[str, Mapping[int, str]], symbols: Symbols
+) -> list[Diagnostic]:
+    """Name the symbols of the input dimensions; report those that did not stay symbolic."""
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    warnings = []
+    for key, dims in dynamic.items():
+        for dim, name in dims.items():
+            if key not in values:
+                continue
+            size = values[key].shape[dim]
+            expr = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+            if isinstance(expr, sympy.Symbol):
+                symbols.name(expr, name)
+                continue
+            warnings.append(
+                Diagnostic(
+                    "P131",
+                    f"the model fixes dimension {dim} of input {key} ({name}) to {expr}",
+                    where=f"input {key}",
+                    help="the exported model will only accept that size; a batched call needs "
+                    "a model whose forward pass does not depend on it",
+                )
+            )
+    return warnings

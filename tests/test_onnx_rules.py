@@ -1,0 +1,84 @@
+"""Every rule of the ONNX backend writes what torch computes: one law test a rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx_cases import CASES, Case
+from torch import Tensor, nn
+
+from prunec.backends import onnx, onnx_export
+from prunec.frontends.torch import Traced, trace
+
+SIZES = (2, 3)
+
+
+class Function(nn.Module):
+    """A case as a module with as many inputs."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+
+    def forward(
+        self,
+        a: Tensor,
+        b: Tensor | None = None,
+        c: Tensor | None = None,
+        d: Tensor | None = None,
+        e: Tensor | None = None,
+    ) -> Any:
+        given = [x for x in (a, b, c, d, e) if x is not None]
+        return self.case.function(*given)
+
+
+def traced(case: Case) -> Traced:
+    inputs = dict(zip("abcde", case.inputs, strict=False))
+    dynamic = {
+        name: {d: "n" for d in case.dynamic if x.shape[d] == SIZES[0]}
+        for name, x in inputs.items()
+        if x.ndim
+    }
+    return trace(Function(case), inputs, dynamic=dynamic)
+
+
+def resized(case: Case, size: int) -> list[Tensor]:
+    """The inputs with dynamic dimensions of another size."""
+    found = []
+    for x in case.inputs:
+        grows = case.dynamic and x.ndim and x.shape[0] == SIZES[0]
+        found.append(torch.cat([x, x])[:size] if grows else x)
+    return found
+
+
+def flat(values: Any) -> list[Tensor]:
+    if isinstance(values, Tensor):
+        return [values]
+    return [tensor for value in values for tensor in flat(value)]
+
+
+def test_every_rule_has_a_case() -> None:
+    assert sorted(set(onnx.RULES) - set(CASES)) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "write_with_torch", None)  # the rule has to do it
+    case = CASES[name]
+    found = traced(case)
+    assert name in {op.name for op in found.graph.ops}
+    onnx.emit(found.graph, found.constants, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for size in SIZES:
+        inputs = resized(case, size)
+        feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+        expected = flat(case.function(*inputs))
+        for ours, theirs in zip(session.run(None, feeds), expected, strict=True):
+            assert ours.shape == tuple(theirs.shape)
+            # float32 sums in another order
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
