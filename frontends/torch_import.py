@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -77,12 +78,14 @@ def import_program(
     `dynamic` names the dimensions that were asked to vary, `sizes` the example size of each name.
     """
     if not rename_in_place(program.graph):
-        program = program.run_decompositions({})  # an empty table: functionalises, no more
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # of torch for torch
+            program = program.run_decompositions({})  # an empty table: functionalises, no more
     symbols = Symbols(sizes)
-    warnings = name_symbols(program, dynamic, symbols)
+    fixed = name_symbols(program, dynamic, symbols)
     importer = _Importer(program, module, symbols)
     graph = importer.run(name)
-    return Imported(graph, importer.constants, tuple(warnings))
+    return Imported(graph, importer.constants, tuple(fixed))
 
 
 class _Importer:

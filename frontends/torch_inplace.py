@@ -36,12 +36,13 @@ def rename_in_place(graph: fx.Graph) -> bool:
         if form is None or not isinstance(written, fx.Node) or written.op == "placeholder":
             whole = False
             continue
-        others = sharing[written]
-        if any(_used_after(other, position[node], position) for other in others - {written, node}):
+        at = position[node]
+        others = [n for n in sharing[written] if position[n] < at and n is not written]
+        if any(_used_after(other, at, position) for other in others):
             whole = False
             continue
         node.target = form
-        for user in [u for u in written.users if position[u] > position[node]]:
+        for user in [u for u in written.users if position[u] > at]:
             user.replace_input_with(written, node)
     return whole
 

@@ -187,7 +187,7 @@ print(json.dumps([found.shape, float(found.double().sum()), strange]))
 
 def test_unknown_operation_is_told() -> None:
     graph = parse(
-        "graph main {\n  input %x: f32[2]\n  %y = aten.nonesuch.default(%x) : f32[2]\n"
+        "graph main() {\n  input %x: f32[2]\n  %y = aten.nonesuch.default(%x) : f32[2]\n"
         "  output output = %y\n}\n"
     )
     with pytest.raises(PrunecError, match=r"P201.*aten\.nonesuch\.default"):

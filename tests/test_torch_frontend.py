@@ -1,0 +1,267 @@
+"""Tracing torch modules: names, ties, places, dynamic sizes, canonical operations, diagnostics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from prunec.backends.torch_module import to_fx
+from prunec.frontends.torch import Traced, trace
+from prunec.frontends.torch_hf import example_inputs, trace_hf
+from prunec.ir.diagnostics import PrunecError
+from prunec.ir.text import print_graph
+
+
+class Lambda(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def traced(function: Any, *shape: int, dynamic: bool = True) -> Traced:
+    x = torch.zeros(shape)
+    return trace(Lambda(function), {"x": x}, dynamic={"x": {0: "n"}} if dynamic else None)
+
+
+def body(function: Any, *shape: int) -> list[str]:
+    """The operations of the traced function, as text."""
+    lines = print_graph(traced(function, *shape).graph).splitlines()
+    return [line.strip().split(" loc(")[0] for line in lines if line.strip().startswith("%")]
+
+
+CANONICAL = {
+    "copies vanish": (
+        lambda x: x.detach().clone().contiguous().to("cpu").float().view(x.shape) * 1.0 + x,
+        ["%add = aten.add.Tensor(%x, %x) : f32[n, 4] pointwise"],
+    ),
+    "dropout of evaluation vanishes": (
+        lambda x: nnf.dropout(x, 0.5, training=False).neg(),
+        ["%neg = aten.neg.default(%x) : f32[n, 4] pointwise"],
+    ),
+    "whole slices vanish": (
+        lambda x: x[:, 0:4, None][:, :, 0].neg(),
+        [
+            "%unsqueeze = aten.unsqueeze.default(%x, 2) : f32[n, 4, 1]",
+            "%select = aten.select.int(%unsqueeze, 2, 0) : f32[n, 4]",
+            "%neg = aten.neg.default(%select) : f32[n, 4] pointwise",
+        ],
+    ),
+    "dimensions count from 0, slices have five arguments": (
+        lambda x: x[..., -3:].softmax(-1),
+        [
+            "%slice_1 = aten.slice.Tensor(%x, 1, 1, none, 1) : f32[n, 3]",
+            "%softmax = aten.softmax.int(%slice_1, 1) : f32[n, 3]",
+        ],
+    ),
+    "default dimensions are stated": (
+        lambda x: x.topk(2)[0],
+        ["%topk__0, %topk__1 = aten.topk.default(%x, 2, 1) : f32[n, 2], i64[n, 2]"],
+    ),
+    "one spelling of a transposition": (
+        lambda x: x.T.mT,
+        [
+            "%numpy_t = aten.transpose.int(%x, 0, 1) : f32[4, n]",
+            "%m_t = aten.transpose.int(%numpy_t, 0, 1) : f32[n, 4]",
+        ],
+    ),
+    "in-place operations become values": (
+        lambda x: x.mul(2).add_(1).relu_(),
+        [
+            "%mul = aten.mul.Tensor(%x, 2) : f32[n, 4] pointwise",
+            "%add_ = aten.add.Tensor(%mul, 1) : f32[n, 4] pointwise",
+            "%relu_ = aten.relu.default(%add_) : f32[n, 4] pointwise",
+        ],
+    ),
+    "factories state their dtype and no device": (
+        lambda x: torch.arange(x.shape[0], device=x.device),
+        [
+            "%sym_size_int_1 = aten.sym_size.int(%x, 0) : index",
+            "%arange = aten.arange.default(%sym_size_int_1, dtype=dtype<int64>) : i64[n]",
+        ],
+    ),
+    "several results are one operation": (
+        lambda x: x.chunk(2, -1)[1],
+        ["%chunk__0, %chunk__1 = aten.chunk.default(%x, 2, 1) : f32[n, 2], f32[n, 2]"],
+    ),
+    "sizes are computed by py operations": (
+        lambda x: x.expand(x.shape[0] * 2 // 2, 4).reshape(x.shape[0] * 4),
+        [
+            "%sym_size_int_1 = aten.sym_size.int(%x, 0) : index",
+            "%mul_1 = py.mul(%sym_size_int_1, 4) : index",
+            "%reshape = aten.reshape.default(%x, [%mul_1]) : f32[4*n]",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", CANONICAL)
+def test_canonical_form(rule: str) -> None:
+    function, expected = CANONICAL[rule]
+    assert body(function, 2, 4) == expected
+
+
+def test_attention_scale_is_explicit() -> None:
+    (op,) = traced(lambda x: nnf.scaled_dot_product_attention(x, x, x), 2, 3, 16).graph.ops
+    assert op.kwarg("scale") == 0.25
+
+
+def test_in_place_on_shared_memory_is_left_to_torch() -> None:
+    def write_through_a_view(x: Tensor) -> Tensor:
+        y = x * 2
+        y[:, :2].add_(1)
+        y[:, 3] = 5
+        return y
+
+    found = traced(write_through_a_view, 2, 4)
+    x = torch.randn(3, 4)
+    constants = {name: torch.tensor(value) for name, value in found.constants.items()}
+    assert torch.equal(to_fx(found.graph, constants)(x), write_through_a_view(x))
+
+
+def test_constants_keep_their_values_on_meta() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * torch.tensor([1.5, 2.5], device=x.device)
+
+    with torch.device("meta"):
+        module = Scaled()
+    found = trace(module, {"x": torch.zeros(1, 2)})
+    ((name, value),) = found.constants.items()
+    assert found.graph.parameters[name].kind == "constant"
+    np.testing.assert_array_equal(value, [1.5, 2.5])
+    assert module.linear.weight.is_meta, "the module is left as it was"
+
+
+def test_constant_without_a_value_is_told() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.arange(4.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.table
+
+    with torch.device("meta"):
+        module = Holder()
+    with pytest.raises(PrunecError, match=r"P133.*table"):
+        trace(module, {"x": torch.zeros(1, 4)})
+
+
+class Tied(nn.Module):
+    """Embedding and head share a weight, and a buffer stands on its own."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.spare = nn.Linear(2, 2, bias=False)
+        self.register_buffer("scale", torch.ones(4), persistent=False)
+        self.register_buffer("unused", torch.ones(3), persistent=False)
+
+    def forward(self, ids: Tensor) -> dict[str, Any]:
+        hidden = self.embed(ids) * self.scale
+        return {"logits": self.head(hidden), "hidden": (hidden, None, hidden.sum())}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_names_ties_and_outputs(device: str) -> None:
+    with torch.device(device):
+        module = Tied()
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    graph = trace(module, {"ids": ids}, dynamic={"ids": {0: "batch", 1: "time"}}).graph
+    stored = {p.name: (p.kind, p.aliases) for p in graph.parameters.values()}
+    assert stored == {
+        "embed.weight": ("parameter", ("head.weight",)),
+        "spare.weight": ("parameter", ()),
+        "scale": ("buffer", ()),
+    }
+    assert [name for name, _ in graph.outputs] == ["logits", "hidden_0", "hidden_2"]
+    assert graph.types[graph.outputs[0][1]].shape == ("batch", "time", 7)
+    head = next(op for op in graph.ops if op.name == "aten.linear.default")
+    assert head.loc.module == "head"
+    assert head.loc.source.startswith("test_torch_frontend.py:")
+
+
+def test_example_sizes_are_primes_that_divide_nothing() -> None:
+    module = nn.Sequential(nn.Linear(5 * 7, 11 * 4), nn.Linear(11 * 4, 26))
+    found = trace(module, {"input": torch.zeros(2, 3, 35)}, dynamic={"input": {0: "a", 1: "b"}})
+    assert dict(found.graph.symbols) == {"a": 17, "b": 19}
+
+
+def test_example_sizes_avoid_what_the_trace_brings_up() -> None:
+    found = traced(lambda x: x.repeat(1, 5), 2, 4)  # 20 is no size of the module
+    assert dict(found.graph.symbols) == {"n": 7}
+
+
+def test_fixed_dimension_is_told() -> None:
+    found = traced(lambda x: [x[i] for i in range(x.shape[0])], 5)
+    (warning,) = found.warnings
+    assert warning.code == "P131"
+    assert "dimension 0 of input x (n)" in warning.message
+
+
+def test_dimensions_of_one_name_are_one_symbol() -> None:
+    graph = zoo.model("llama").traced.graph
+    assert {value.type.shape for value in graph.inputs} == {("batch", "sequence")}
+    assert set(graph.symbols) == {"batch", "sequence"}
+
+
+def test_untraceable_module_is_told() -> None:
+    with pytest.raises(PrunecError) as caught:
+        traced(lambda x: x if x.sum() > 0 else -x, 2, 4)
+    (found,) = caught.value.diagnostics
+    assert found.code == "P130"
+    assert "test_torch_frontend.py" in found.where
+
+
+def test_unknown_input_is_told() -> None:
+    with pytest.raises(PrunecError, match=r"P134.*no input called y"):
+        trace(nn.ReLU(), {"y": torch.zeros(2)})
+
+
+def test_configuration_is_left_as_it_was() -> None:
+    model = zoo.build("t5", meta=True)
+    assert model.config.use_cache is True
+    trace_hf(model)
+    assert model.config.use_cache is True
+    assert model.decoder.config.use_cache is True
+
+
+def test_experts_are_left_as_they_were() -> None:
+    model = zoo.build("mixtral", meta=True)
+    before = model.get_experts_implementation()
+    trace_hf(model)
+    assert model.get_experts_implementation() == before
+
+
+def test_extra_inputs() -> None:
+    found = trace_hf(zoo.build("bert", meta=True), extra_inputs=("token_type_ids",))
+    names = [value.name for value in found.graph.inputs]
+    assert names == ["%input_ids", "%attention_mask", "%token_type_ids"]
+
+
+def test_example_inputs_follow_the_signature() -> None:
+    examples, dynamic = example_inputs(zoo.build("t5", meta=True))
+    assert list(examples) == ["input_ids", "attention_mask", "decoder_input_ids"]
+    assert dynamic["decoder_input_ids"] == {0: "batch", 1: "decoder_sequence"}
+    examples, dynamic = example_inputs(zoo.build("vit", meta=True))
+    assert examples["pixel_values"].shape == (2, 3, 32, 32)
+    assert dynamic == {"pixel_values": {0: "batch"}}
