@@ -95,6 +95,12 @@ class _Masked(Program):
             else:
                 self.steps[i] = self._zeroed(op, self.steps[i])
 
+    def parameter(self, ref: str) -> torch.Tensor:
+        """A weight that meets another weight is masked by nobody else."""
+        value = super().parameter(ref)
+        gone = removed(self.graph.types[ref], self.selections)
+        return value if gone is None else value.masked_fill(gone, 0)
+
     def start(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Also notes what the symbolic sizes are in this batch: masks depend on them."""
         env = super().start(inputs)

@@ -163,8 +163,8 @@ class Typing:
         operands: Sequence[Arg],
         sizes: Mapping[str, int] | None = None,
         literals: Mapping[str, Path] | None = None,
-    ) -> list[Dims]:
-        """Type the current operation by a signature.
+    ) -> list[Dims] | None:
+        """Type the current operation by a signature; None when an operand has another rank.
 
         `sizes` gives labels inside products that cannot be told from the operands;
         `literals` names labels whose size stands in an argument.
@@ -176,6 +176,8 @@ class Typing:
             for arg, pattern in zip(operands, signature.operands, strict=False)
             if isinstance(arg, Ref)
         ]
+        if not all(match.fits(self.of(arg), pattern) for arg, pattern in used):
+            return None
         for position, (arg, pattern) in enumerate(used):
             match.operand(position, self.of(arg), pattern)
         for kind, label, reason in signature.facts:

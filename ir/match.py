@@ -25,6 +25,11 @@ class Match:
         self.rest: Dims = []
         self.shared: list[tuple[AxisId, tuple[tuple[int, int], ...]]] = []
 
+    def fits(self, dims: Dims, pattern: Pattern) -> bool:
+        """Whether the pattern is for this rank; behind `...` dimensions may lack, as they
+        broadcast from the right."""
+        return len(dims) == len(pattern) or ELLIPSIS in pattern
+
     def operand(self, position: int, dims: Dims, pattern: Pattern) -> None:
         for place, (dim, axis) in self._spread(dims, pattern):
             if dim == "_":
@@ -43,9 +48,11 @@ class Match:
     ) -> list[tuple[int, tuple[str | tuple[str, ...], AxisId]]]:
         """Pair dimensions with pattern entries; `...` takes what the others leave."""
         if ELLIPSIS not in pattern:
-            return list(enumerate(zip(pattern, dims, strict=False)))
+            return list(enumerate(zip(pattern, dims, strict=True)))
         at = pattern.index(ELLIPSIS)
         tail = len(pattern) - at - 1
+        if at + tail > len(dims):
+            return list(enumerate(zip(pattern[len(pattern) - len(dims) :], dims, strict=True)))
         rest = dims[at : len(dims) - tail]
         self._broadcast(rest, at)
         head = [(i, (pattern[i], dims[i])) for i in range(at)]

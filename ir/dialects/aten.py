@@ -21,25 +21,19 @@ SIGNATURES: dict[str, str] = {
     "aten.linear": "... i, o i, o -> ... o",
     "aten.mm": "n i, i o -> n o",
     "aten.bmm": "b n i, b i o -> b n o",
-    "aten.addmm": "... o, n i, i o -> n o",
-    "aten.baddbmm": "... o, b n i, b i o -> b n o",
     "aten.mv": "n i, i -> n",
     "aten.dot": "i, i ->",
     "aten.outer": "i, j -> i j",
     "aten.embedding": "v d, ... -> ... d | index v",
-    # per-channel statistics are stored, so batch norm in evaluation mode is pointwise
-    "aten.batch_norm": "b c ..., c, c, c, c -> b c ...",
-    "aten._native_batch_norm_legit_no_training": "b c ..., c, c, c, c -> b c ...",
-    "aten.instance_norm": "b c ..., c, c, c, c -> b c ...",
     # spatial operations leave batch and channel alone
     "aten.max_pool1d": "... c _ -> ... c _",
     "aten.avg_pool1d": "... c _ -> ... c _",
     "aten.adaptive_avg_pool1d": "... c _ -> ... c _",
-    "aten.adaptive_max_pool1d": "... c _ -> ... c _",
+    "aten.adaptive_max_pool1d": "... c _ -> ... c _, ... c _",
     "aten.max_pool2d": "... c _ _ -> ... c _ _",
     "aten.avg_pool2d": "... c _ _ -> ... c _ _",
     "aten.adaptive_avg_pool2d": "... c _ _ -> ... c _ _",
-    "aten.adaptive_max_pool2d": "... c _ _ -> ... c _ _",
+    "aten.adaptive_max_pool2d": "... c _ _ -> ... c _ _, ... c _ _",
     "aten.max_pool3d": "... c _ _ _ -> ... c _ _ _",
     "aten.avg_pool3d": "... c _ _ _ -> ... c _ _ _",
     "aten.adaptive_avg_pool3d": "... c _ _ _ -> ... c _ _ _",
@@ -66,7 +60,7 @@ RULES: dict[str, Rule] = {
             "aten.to aten._to_copy aten.clone aten.contiguous aten.detach aten.alias aten.type_as "
             "aten.dropout aten.feature_dropout aten.lift_fresh_copy aten.fill aten.zeros_like "
             "aten.ones_like aten.full_like aten.empty_like aten.rand_like aten.randn_like "
-            "aten.bernoulli aten.float aten.half aten.nan_to_num"
+            "aten.bernoulli aten.nan_to_num"
         ).split(),
         entries.same,
     ),
@@ -105,6 +99,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten.linalg_vector_norm", "aten.norm"), entries.vector_norm),
     "aten.layer_norm": entries.layer_norm,
     "aten.rms_norm": entries.rms_norm,
+    **dict.fromkeys(
+        ("aten.batch_norm", "aten.instance_norm", "aten._native_batch_norm_legit_no_training"),
+        entries.channel_norm,
+    ),
     "aten.group_norm": entries.group_norm,
     **dict.fromkeys(
         ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"), contract.convolution
@@ -113,6 +111,7 @@ RULES: dict[str, Rule] = {
         ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"),
         contract.transposed_convolution,
     ),
+    **dict.fromkeys(("aten.addmm", "aten.baddbmm"), contract.addmm),
     "aten.matmul": contract.matmul,
     "aten.einsum": contract.einsum,
     "aten.scaled_dot_product_attention": contract.attention,
@@ -124,7 +123,8 @@ RULES: dict[str, Rule] = {
     "aten.squeeze": shapes.squeeze,
     "aten.permute": shapes.permute,
     **dict.fromkeys(("aten.transpose", "aten.swapaxes"), shapes.transpose),
-    **dict.fromkeys(("aten.t", "aten.numpy_T", "aten.mT"), shapes.swap_last),
+    **dict.fromkeys(("aten.t", "aten.mT"), shapes.swap_last),
+    "aten.numpy_T": shapes.reversed_dims,
     "aten.movedim": shapes.movedim,
     "aten.select": parts.select,
     "aten.unbind": parts.unbind,
@@ -149,7 +149,10 @@ RULES: dict[str, Rule] = {
     "aten.copy": entries.copy,
 }
 
-# pointwise, though torch does not tag them so
-RULES |= dict.fromkeys(("aten.where", "aten.masked_fill", "aten.prelu_kernel"), entries.pointwise)
+# pointwise, though torch does not tag them so, or named like a reduction
+RULES |= dict.fromkeys(
+    ("aten.where aten.masked_fill aten._prelu_kernel aten.max.other aten.min.other").split(),
+    entries.pointwise,
+)
 
 ATEN = Dialect(SIGNATURES, RULES, entries.pointwise)

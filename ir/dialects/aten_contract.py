@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import cast
 
 from prunec.ir.dialects.aten_args import argument, path_of
-from prunec.ir.graph import Arg, Op, Ref
+from prunec.ir.graph import Arg, Op
 from prunec.ir.infer import Dims, Typing
 
 __all__ = ["attention", "convolution", "einsum", "matmul", "transposed_convolution"]
 
 
-def matmul(t: Typing, op: Op) -> list[Dims]:
+def addmm(t: Typing, op: Op) -> list[Dims] | None:
+    """A product of matrices, or of stacks of them, to which the first operand is added."""
+    batch = "b " if op.name.startswith("aten.baddbmm") else ""
+    found = t.apply(f"{batch}n i, {batch}i o -> {batch}n o", op.args[1:3])
+    return found and [t.unify(found[0], t.of(op.args[0]))]
+
+
+def matmul(t: Typing, op: Op) -> list[Dims] | None:
     a, b = len(t.of(op.args[0])), len(t.of(op.args[1]))
     left = "i" if a == 1 else "... n i"
     right = "i" if b == 1 else "... i o"
@@ -32,44 +39,43 @@ def einsum(t: Typing, op: Op) -> list[Dims] | None:
     return t.apply(signature, operands)
 
 
-def attention(t: Typing, op: Op) -> list[Dims]:
+def attention(t: Typing, op: Op) -> list[Dims] | None:
     """Fused attention. With `enable_gqa` the kernel shares each key head among query heads."""
     operands = [*op.args[:3], argument(op, 3, "attn_mask")]
     if not argument(op, 7, "enable_gqa", False):
         return t.apply("... h s d, ... h t d, ... h t e, ... h s t -> ... h s e", operands)
     kv = t.axes.size(t.of(op.args[1])[-3])
     shared = "... (k g) s d, ... k t d, ... k t e, ... (k g) s t -> ... (k g) s e"
-    mask = operands[3]
-    if isinstance(mask, Ref) and (len(t.of(mask)) < 3 or t.axes.size(t.of(mask)[-3]) == 1):
-        operands = operands[:3]
     return t.apply(shared, operands, sizes={"k": kv})
 
 
+def _groups_at(op: Op) -> int:
+    return 8 if op.name == "aten.convolution.default" else 6
+
+
 def _spatial(t: Typing, op: Op) -> tuple[int, int]:
-    weight = t.of(op.args[1])
-    groups = argument(op, 8 if op.name == "aten.convolution.default" else 6, "groups", 1)
-    return len(weight) - 2, cast(int, groups)
+    """Number of spatial dimensions, and of groups."""
+    groups = argument(op, _groups_at(op), "groups", 1)
+    return len(t.of(op.args[1])) - 2, cast(int, groups)
 
 
 def convolution(t: Typing, op: Op) -> list[Dims] | None:
     rank, groups = _spatial(t, op)
     if op.name == "aten.convolution.default" and op.args[6]:
-        return None
+        return transposed_convolution(t, op)
     space = "_ " * rank
     if groups == 1:
         return t.apply(f"... i {space}, o i {space}, o -> ... o {space}", op.args[:3])
-    position = 8 if op.name == "aten.convolution.default" else 6
     return t.apply(
         f"... (g i) {space}, (g o) i {space}, (g o) -> ... (g o) {space}",
         op.args[:3],
         sizes={"g": groups},
-        literals={"g": path_of(op, position, "groups")},
+        literals={"g": path_of(op, _groups_at(op), "groups")},
     )
 
 
-def transposed_convolution(t: Typing, op: Op) -> list[Dims]:
-    rank = len(t.of(op.args[1])) - 2
-    groups = cast(int, argument(op, 6, "groups", 1))
+def transposed_convolution(t: Typing, op: Op) -> list[Dims] | None:
+    rank, groups = _spatial(t, op)
     space = "_ " * rank
     if groups == 1:
         return t.apply(f"... i {space}, i o {space}, o -> ... o {space}", op.args[:3])
@@ -77,5 +83,5 @@ def transposed_convolution(t: Typing, op: Op) -> list[Dims]:
         f"... (g i) {space}, (g i) o {space}, (g o) -> ... (g o) {space}",
         op.args[:3],
         sizes={"g": groups},
-        literals={"g": path_of(op, 6, "groups")},
+        literals={"g": path_of(op, _groups_at(op), "groups")},
     )

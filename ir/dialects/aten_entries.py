@@ -169,16 +169,27 @@ def rms_norm(t: Typing, op: Op) -> list[Dims]:
     return _normalised(t, op, (argument(op, 2, "weight"),))
 
 
+def channel_norm(t: Typing, op: Op) -> list[Dims] | None:
+    """Batch and instance norm: pointwise with stored statistics, by channel with fresh ones."""
+    found = t.apply("b c ..., c, c, c, c -> b c ...", op.args[:5])
+    if found is None or op.name.startswith("aten._native_batch_norm_legit_no_training"):
+        return found and [found[0], *(t.fresh(type_.shape) for type_ in op.types[1:])]
+    if op.args[5]:
+        over = [a for i, a in enumerate(found[0]) if i != 1]
+        t.pin(over, f"`{op.name}` takes a statistic over it")
+    return found
+
+
 def group_norm(t: Typing, op: Op) -> list[Dims]:
     x, groups = t.of(op.args[0]), cast(int, op.args[1])
-    pair = t.axes.split(x[1], groups) if groups > 1 else (t.axes.UNIT, x[1])
-    if pair is None:
-        return [t.unify(x, x)]
     for arg in (argument(op, 2, "weight"), argument(op, 3, "bias")):
         if isinstance(arg, Ref):
             t.axes.unify(x[1], t.of(arg)[0])
-    t.norm(pair[1])
     t.pin(x[2:], f"`{op.name}` takes a statistic over it")
+    pair = t.axes.split(x[1], groups) if groups > 1 else (t.axes.UNIT, x[1])
+    if pair is None:  # and all that it holds is pinned
+        return [x]
+    t.norm(pair[1])
     if groups > 1:
         t.literal((1,), pair[0])
     return [x]

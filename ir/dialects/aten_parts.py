@@ -139,8 +139,10 @@ def split(t: Typing, op: Op) -> list[Dims] | None:
 def _split_literals(t: Typing, op: Op, parts: Dims, sizes: list[int]) -> None:
     given = op.args[1]
     if isinstance(given, tuple):
-        for i, part in enumerate(parts):
-            t.literal((1, i), part)
+        for i in range(len(given)):
+            # `tensor_split` is given where to cut, the others how long each part is
+            below = parts[: i + 1] if "tensor_split" in op.name else parts[i : i + 1]
+            t.literal((1, i), *below)
         return
     # one number says how all are cut, so the parts must stay equal
     for part, size in zip(parts[1:], sizes[1:], strict=True):
@@ -202,16 +204,11 @@ def pad(t: Typing, op: Op) -> list[Dims]:
     return [x]
 
 
-def pixel_shuffle(t: Typing, op: Op) -> list[Dims]:
+def pixel_shuffle(t: Typing, op: Op) -> list[Dims] | None:
     r = cast(int, op.args[1])
-    x = t.of(op.args[0])
-    t.pin(x[-2:], "spatial")
-    sizes = {"r": r, "q": r, "c": t.axes.size(x[-3]) // (r * r)}
-    result = t.apply("... (c r q) _ _ -> ... c _ _", op.args[:1], sizes=sizes)
-    channel = t.axes.factors(x[-3])
-    for axis in channel[-2:]:
-        t.axes.pin(axis, "becomes space")
-    return result
+    sizes = {"r": r, "q": r, "c": t.axes.size(t.of(op.args[0])[-3]) // (r * r)}
+    facts = "pin r: becomes space | pin q: becomes space"
+    return t.apply(f"... (c r q) _ _ -> ... c _ _ | {facts}", op.args[:1], sizes=sizes)
 
 
 def pixel_unshuffle(t: Typing, op: Op) -> list[Dims]:

@@ -13,18 +13,32 @@ __all__ = ["gather", "index", "index_put", "index_select", "one_hot", "scatter"]
 
 def index(t: Typing, op: Op) -> list[Dims] | None:
     """Advanced indexing: indexed dimensions are pinned, the others pass."""
-    x, given = t.of(op.args[0]), cast(tuple[Arg, ...], op.args[1])
+    x = t.of(op.args[0])
+    at = _indexed(t, op)
+    for i in at or ():
+        t.axes.mark(x[i], "index", "data select from it")
+    return None if at is None else [_chosen(t, op, at)]
+
+
+def _indexed(t: Typing, op: Op) -> list[int] | None:
+    """The dimensions that have an index; None when one of those is a mask."""
+    given = cast(tuple[Arg, ...], op.args[1])
     at = [i for i, arg in enumerate(given) if isinstance(arg, Ref)]
-    if any(t.graph.types[cast(Ref, given[i]).name].dtype == "bool" for i in at):
-        return None
+    masks = [i for i in at if t.graph.types[cast(Ref, given[i]).name].dtype in ("bool", "u8")]
+    return None if masks or not at else at
+
+
+def _chosen(t: Typing, op: Op, at: list[int]) -> Dims:
+    """What advanced indexing reads: the indices' own dimensions stand where the indexed ones
+    stood, or first where those are not side by side."""
+    x, given = t.of(op.args[0]), cast(tuple[Arg, ...], op.args[1])
     shared: Dims = []
     for i in at:
-        t.axes.mark(x[i], "index", "data select from it")
         shared = t.unify(shared, t.of(given[i]))
     adjacent = at == list(range(at[0], at[0] + len(at)))
     first = at[0] if adjacent else 0
     kept = [a for i, a in enumerate(x) if i not in at]
-    return [kept[:first] + shared + kept[first:]]
+    return kept[:first] + shared + kept[first:]
 
 
 def index_select(t: Typing, op: Op) -> list[Dims]:
@@ -57,17 +71,24 @@ def scatter(t: Typing, op: Op) -> list[Dims]:
     x = t.of(op.args[0])
     d = dim_of(op.args[1], len(x))
     t.axes.pin(x[d], f"`{op.name}` writes to places that data choose")
-    for arg in op.args[2:4]:
-        if isinstance(arg, Ref) and t.of(arg):
-            _other_dims(t, op, d, x, t.of(arg))
+    written = [t.of(arg) for arg in op.args[2:4] if isinstance(arg, Ref)]
+    for dims in written:
+        _other_dims(t, op, d, x, dims)
+    for dims in written[1:]:
+        for index_axis, axis in zip(written[0][d : d + 1], dims[d : d + 1], strict=False):
+            t.pin([axis], f"`{op.name}` writes it to places that data choose")
+            t.axes.unify(index_axis, axis)
     return [x]
 
 
 def index_put(t: Typing, op: Op) -> list[Dims] | None:
-    x, given = t.of(op.args[0]), cast(tuple[Arg, ...], op.args[1])
-    value = t.of(op.args[2])
-    t.pin(x[: len(given)], f"`{op.name}` writes to places that data choose")
-    t.unify(x[len(given) :], value[len(value) - (len(x) - len(given)) :])
+    x, at = t.of(op.args[0]), _indexed(t, op)
+    if at is None:
+        return None
+    given = cast(tuple[Arg, ...], op.args[1])
+    for i in at:
+        t.pin([x[i], *t.of(given[i])], f"`{op.name}` writes to places that data choose")
+    t.unify(_chosen(t, op, at), t.of(op.args[2]))
     return [x]
 
 

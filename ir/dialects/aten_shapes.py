@@ -18,6 +18,7 @@ __all__ = [
     "repeat",
     "repeat_interleave",
     "reshape",
+    "reversed_dims",
     "squeeze",
     "swap_last",
     "transpose",
@@ -106,6 +107,8 @@ def unsqueeze(t: Typing, op: Op) -> list[Dims]:
 def squeeze(t: Typing, op: Op) -> list[Dims]:
     x = t.of(op.args[0])
     over = dims_of(op.args[1] if len(op.args) > 1 else None, len(x))
+    for d in over:
+        t.axes.pin(x[d], f"`{op.name}` would drop it if one index were left")
     return [[a for d, a in enumerate(x) if d not in over or t.axes.size(a) > 1]]
 
 
@@ -124,6 +127,10 @@ def transpose(t: Typing, op: Op) -> list[Dims]:
 def swap_last(t: Typing, op: Op) -> list[Dims]:
     x = list(t.of(op.args[0]))
     return [x[:-2] + x[-2:][::-1]]
+
+
+def reversed_dims(t: Typing, op: Op) -> list[Dims]:
+    return [t.of(op.args[0])[::-1]]
 
 
 def movedim(t: Typing, op: Op) -> list[Dims]:
