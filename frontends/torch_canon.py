@@ -8,6 +8,7 @@ What they can rely on:
   `slice`, changes of dtype are `aten.to.dtype`;
 - no device, layout, memory format or pinning; factory operations state their dtype;
 - dimensions count from 0 and are stated, also where the default was meant;
+- `squeeze` names dimensions that it does drop, so that one that shrinks to 1 later stays;
 - `aten.slice.Tensor` has five arguments; an end of None means "to the end"; start and end of a
   static dimension are never negative;
 - the scale of `scaled_dot_product_attention` is explicit.
@@ -217,6 +218,21 @@ def _last_two(call: Call) -> Call:
     return _transposed(call, len(known.shape) - 2, len(known.shape) - 1)
 
 
+def _squeezed(call: Call) -> Call | Ref:
+    known, asked = call.type_of(call.args[0]), call.arg(1)
+    assert known is not None
+    over = range(len(known.shape)) if asked is None else asked
+    found = tuple(over) if isinstance(over, range | tuple) else (over,)
+    gone = tuple(d for d in found if isinstance(d, int) and known.shape[d] == 1)
+    if not gone:
+        return _first(call)
+    return (
+        call
+        if asked in (gone, gone[0])
+        else replace(call, name="aten.squeeze.dims", args=(call.args[0], gone))
+    )
+
+
 def _moved(call: Call) -> Call:
     source, start, end = call.args
     known = call.type_of(source)
@@ -329,6 +345,9 @@ RULES: Mapping[str, Rule] = {
     "aten.t.default": _reversed,
     "aten.mT.default": _last_two,
     "aten.movedim.int": _moved,
+    "aten.squeeze.default": _squeezed,
+    "aten.squeeze.dim": _squeezed,
+    "aten.squeeze.dims": _squeezed,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _narrow,
     "aten.select.int": _select,

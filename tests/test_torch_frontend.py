@@ -68,6 +68,15 @@ CANONICAL = {
         lambda x: x.topk(2)[0],
         ["%topk__0, %topk__1 = aten.topk.default(%x, 2, 1) : f32[n, 2], i64[n, 2]"],
     ),
+    "a squeeze names what it drops": (
+        lambda x: x[:, None].squeeze().squeeze(0)[..., None].squeeze(-1),
+        [
+            "%unsqueeze = aten.unsqueeze.default(%x, 1) : f32[n, 1, 4]",
+            "%squeeze = aten.squeeze.dims(%unsqueeze, [1]) : f32[n, 4]",
+            "%unsqueeze_1 = aten.unsqueeze.default(%squeeze, 2) : f32[n, 4, 1]",
+            "%squeeze_2 = aten.squeeze.dim(%unsqueeze_1, 2) : f32[n, 4]",
+        ],
+    ),
     "one spelling of a transposition": (
         lambda x: x.T.mT,
         [
