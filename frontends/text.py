@@ -52,7 +52,7 @@ def is_word_level(text: str) -> bool:
 
 
 def detokenise_wikitext(text: str) -> str:
-    """Undo the word-level form of WikiText, lightly: ` @-@ ` and its like, spaces around
+    """Undo the word-level form of WikiText, lightly: ` @-@ ` and its like, spaces before
     punctuation and inside brackets, before `n't`, `'s` and `'re`.
 
     Headings (` = Title = `), quotes, `<unk>` and the spaces at the ends of lines stay. Idempotent on ordinary text.

@@ -2,8 +2,9 @@
 
 An axis contracted between two computed values is a `head_dim`, one that both share beside it a
 head; one that data select from is a `vocab`; one that a weight shares with its input as a batch
-an `expert`; one that only leaves the graph an `output`; one around which a residual connection leads is `hidden`; any other between two
-linear layers is a `neuron`, between convolutions a `channel`.
+an `expert`; one that only leaves the graph an `output`; one around which a residual connection
+leads is `hidden`; any other between two linear layers is a `neuron`, between convolutions a
+`channel`.
 """
 
 from __future__ import annotations

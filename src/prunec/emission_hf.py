@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunec.backends.hf_emit import emit_per_layer, emit_uniform
 from prunec.backends.hf_program import same_buffers
@@ -27,7 +27,7 @@ def write_hf(pruned: Pruned, folder: Path, entries: list[Entry]) -> None:
     """
     loaded, layout = pruned.loaded, pruned.layout
     assert layout is not None
-    where = {"architecture": type(loaded.model), "source": loaded.source.folder}
+    where: dict[str, Any] = {"architecture": type(loaded.model), "source": loaded.source.folder}
     if isinstance(layout, Section):
         section = with_kept(layout, pruned.rewritten.kept)
         emit_per_layer(folder, loaded.config, section, entries, **where)

@@ -57,7 +57,9 @@ class StateJournal:
 def save_calibration(state: State, found: Calibrated) -> None:
     """Keep the batches: text that a model wrote is the longest step of some runs."""
     arrays = {
-        f"{i}:{name}": array for i, batch in enumerate(found.batches) for name, array in batch.items()
+        f"{i}:{name}": array
+        for i, batch in enumerate(found.batches)
+        for name, array in batch.items()
     }
     described = "\n".join(f"{k}={v}" for k, v in found.description.items())
     state.save("calibration", arrays | {"about": np.frombuffer(described.encode(), np.uint8)})

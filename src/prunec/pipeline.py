@@ -97,9 +97,7 @@ def _model_hash(options: PruneOptions) -> str:
     return hash_source(path) if path.exists() else options.model
 
 
-def run_passes(
-    options: PruneOptions, progress: Progress, state: State | None = None
-) -> Pruned:
+def run_passes(options: PruneOptions, progress: Progress, state: State | None = None) -> Pruned:
     """Everything up to the rewritten program; nothing is written."""
     loaded = load(
         options.model,
