@@ -55,7 +55,8 @@ def detokenise_wikitext(text: str) -> str:
     """Undo the word-level form of WikiText, lightly: ` @-@ ` and its like, spaces before
     punctuation and inside brackets, before `n't`, `'s` and `'re`.
 
-    Headings (` = Title = `), quotes, `<unk>` and the spaces at the ends of lines stay. Idempotent on ordinary text.
+    Headings (` = Title = `), quotes, `<unk>` and the spaces at the ends of lines stay. Idempotent
+    on ordinary text.
     """
     for pattern, replacement in UNDO:
         text = pattern.sub(replacement, text)

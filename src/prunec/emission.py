@@ -57,15 +57,15 @@ class TensorView(Mapping[str, torch.Tensor]):
 
 
 def _torchscript(pruned: Pruned, path: Path) -> None:
-    from prunec.backends import torchscript
+    from prunec.backends.torchscript import emit as write
 
-    torchscript.emit(pruned.rewritten.graph, TensorView(pruned.weights), path)
+    write(pruned.rewritten.graph, TensorView(pruned.weights), path)
 
 
 def _onnx(pruned: Pruned, path: Path) -> None:
-    from prunec.backends import onnx
+    from prunec.backends.onnx import emit as write
 
-    onnx.emit(pruned.rewritten.graph, TensorView(pruned.weights), path)
+    write(pruned.rewritten.graph, TensorView(pruned.weights), path)
 
 
 def entries(pruned: Pruned) -> list[Entry]:
