@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from prunec.ir.axes import Axis
 from prunec.ir.graph import Arg, Dim, Graph, Op, Ref, TensorType
 from prunec.ir.match import Match
+from prunec.ir.runtime import RuntimeSizes
 from prunec.ir.signature import parse_signature
 from prunec.ir.sizes import dim_size
 from prunec.ir.unify import Axes, AxisId
@@ -21,8 +21,6 @@ from prunec.ir.unify import Axes, AxisId
 __all__ = ["Contraction", "Dialect", "Rule", "Typing", "infer"]
 
 Dims = list[AxisId]
-Factor = AxisId | tuple[int, "Path", int]
-"""A factor of a size computed at run time: an axis, or the literal (op, path, value)."""
 Labelled = tuple[AxisId, tuple[tuple[int, int], ...]]
 """An axis with the (operand, dimension) places where its label stands."""
 Path = tuple[int | str, ...]
@@ -56,8 +54,9 @@ class Typing:
     contractions: list[Contraction] = field(default_factory=list)
     normed: dict[int, list[AxisId]] = field(default_factory=dict)
     without_rule: dict[str, int] = field(default_factory=dict)
-    sizes: dict[str, list[Factor]] = field(default_factory=dict)
+    sizes: RuntimeSizes = field(default_factory=RuntimeSizes)
     _index: int = 0
+    _understood: set[str] = field(default_factory=set)
     _symbols: dict[str, AxisId] = field(default_factory=dict)
 
     # -- values -------------------------------------------------------------------------
@@ -113,47 +112,9 @@ class Typing:
             if arg > 1:
                 self.literal(path, axis)
             return
-        static = [f for f in self.axes.factors(axis) if not self._at_run_time(f)]
-        if not static or not isinstance(arg, Ref):
-            return
-        literals = [f for f in self.sizes.get(arg.name, []) if isinstance(f, tuple)]
-        product = self.axes.product(static)
-        if len(literals) == 1 and literals[0][2] == self.axes.size(product):
-            op, where, _ = literals[0]
-            for known in self.literals.setdefault((op, where), (product,)):
-                self.axes.unify(known, product)
-            return
-        if not any(self.axes.find(f) in static for f in self._factors(arg)):
-            self.pin(static, "its size is computed at run time")
-
-    def _factors(self, arg: Ref) -> list[AxisId]:
-        return [
-            part
-            for f in self.sizes.get(arg.name, [])
-            if isinstance(f, int)
-            for part in self.axes.factors(f)
-        ]
-
-    def _at_run_time(self, axis: AxisId) -> bool:
-        leaves = list(self.axes.leaves(axis))
-        return bool(leaves) and all(
-            any(mark.kind == "runtime" for mark in self.axes.marks(leaf)) for leaf in leaves
-        )
-
-    def _size_step(self, op: Op) -> None:
-        """Sizes computed at run time: of which axes and literals they are products."""
-        if op.name == "aten.sym_size.int":
-            self.sizes[op.result] = [self.of(op.args[0])[cast(int, op.args[1])]]
-        elif op.name == "py.mul":
-            found: list[Factor] = []
-            for i, arg in enumerate(op.args):
-                if isinstance(arg, int):
-                    found.append((self._index, (i,), arg))
-                elif isinstance(arg, Ref) and arg.name in self.sizes:
-                    found += self.sizes[arg.name]
-                else:
-                    return
-            self.sizes[op.result] = found
+        if isinstance(arg, Ref):
+            self._understood.add(arg.name)
+            self.sizes.argument(self, arg, axis)
 
     # -- signatures ---------------------------------------------------------------------
 
@@ -248,8 +209,9 @@ class Typing:
 
     def _step(self, op: Op) -> None:
         if all(type_.dtype == "index" for type_ in op.types):
-            self._size_step(op)
+            self.sizes.step(self, self._index, op)
             return
+        self._understood.clear()
         rule = self.dialect.find(op)
         if rule is None:
             self.without_rule[op.name] = self.without_rule.get(op.name, 0) + 1
@@ -259,6 +221,9 @@ class Typing:
         if results is None or len(results) != len(op.results):
             self._give_up(op, f"`{op.name}` is used in a form that its rule does not cover")
             return
+        for name in op.operands:
+            if name not in self._understood:
+                self.sizes.opaque(self, name)
         for name, type_, dims in zip(op.results, op.types, results, strict=True):
             self.dims[name] = self._checked(op, type_, dims)
 
@@ -274,6 +239,7 @@ class Typing:
 
     def _give_up(self, op: Op, reason: str) -> None:
         for name in op.operands:
+            self.sizes.opaque(self, name)
             if name in self.dims:
                 self.pin(self.dims[name], reason)
         for name, type_ in zip(op.results, op.types, strict=True):

@@ -67,11 +67,16 @@ def _leaves(typing: Typing, axis: AxisId) -> Iterable[AxisId]:
 
 def _attention(typing: Typing, contraction: Contraction, evidence: Evidence) -> None:
     """Two computed values meet: what is summed is a head's inside, what is shared the heads."""
-    evidence.attention[contraction.op] = tuple(axis for axis, _ in contraction.batch)
-    for axis, _ in contraction.contracted + contraction.free:
+    shared = {place for _, places in contraction.batch for place in places}
+    # a kernel that shares key heads itself: one operand has the product of both kinds of heads
+    beside = [item for item in contraction.free if not shared.isdisjoint(item[1])]
+    inside = [item for item in contraction.free if shared.isdisjoint(item[1])]
+    heads = [axis for axis, _ in (*contraction.batch, *beside)]
+    evidence.attention[contraction.op] = tuple(heads)
+    for axis, _ in (*contraction.contracted, *inside):
         for leaf in _leaves(typing, axis):
             evidence.votes[leaf]["head_dim"] += 1
-    for axis, _ in contraction.batch:
+    for axis in heads:
         for leaf in _leaves(typing, axis):
             evidence.votes[leaf]["head"] += 1
 

@@ -14,7 +14,7 @@ from handmade import Builder
 
 from prunec.ir.graph import Arg, Attr, Ref
 
-__all__ = ["CASES", "Case"]
+__all__ = ["CASES", "SIZES", "Case"]
 
 Build = Callable[[Builder], Ref | tuple[Ref, ...]]
 
@@ -814,6 +814,35 @@ CASES: dict[str, Case] = {
     "aten.where": case(where, 12),
     "aten.masked_fill": case(masked_fill, 12),
 }
+
+
+def merged_heads(b: Builder) -> Ref:
+    """Batch and heads in one dimension, and apart again by division, as Bloom does."""
+    q, k, v = heads(b, 12, 3), heads(b, 12, 3), heads(b, 12, 3)
+    batch, time = b.size(q, 0), b.size(q, 2)
+    both = b.call("py.mul", batch, 3)
+    q, k, v = (b.call("aten.reshape.default", x, (both, time, 4)) for x in (q, k, v))
+    scores = b.call("aten.bmm.default", q, b.call("aten.transpose.int", k, 1, 2))
+    y = b.call("aten.bmm.default", scores, v)
+    apart = b.call("py.floordiv", b.size(y, 0), 3)
+    return joined(b, b.call("aten.reshape.default", y, (apart, 3, time, 4)))
+
+
+def heads_as_a_number(b: Builder) -> Ref:
+    """The size of a group that goes into a number pins the group."""
+    q = heads(b, 12, 3)
+    both = b.call("py.mul", b.size(q, 0), 3)
+    y = b.call("aten.reshape.default", q, (both, b.size(q, 2), 4))
+    total = b.call("aten.mul.Tensor", b.down(y), b.call("py.truediv", b.size(y, 0), 100))
+    return b.call("aten.reshape.default", total, (b.size(q, 0), 3, b.size(q, 2), 3))
+
+
+SIZES: dict[str, Case] = {
+    "py.mul": case(merged_heads, 3, 4, 4),
+    "py.floordiv": case(merged_heads, 3, 4, 4),
+    "py.truediv": case(heads_as_a_number, 4),
+}
+"""The like for arithmetic on run-time sizes."""
 
 
 def as_float(b: Builder, name: str, *args: Arg, **kwargs: Arg) -> Ref:

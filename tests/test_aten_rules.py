@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
+import aten_cases
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ TOLERANCE = 1e-5
 """Relative, float32: masked and sliced sums add the same terms in another order."""
 
 REGISTERED = sorted({*SIGNATURES, *RULES})
+EVERY = CASES | aten_cases.SIZES
 
 
 def base(name: str) -> str:
@@ -36,7 +38,7 @@ def base(name: str) -> str:
 @cache
 def built(name: str) -> Built:
     b = Builder()
-    found = CASES[base(name)].build(b)
+    found = EVERY[base(name) if name not in EVERY else name].build(b)
     return b.finish(*(found if isinstance(found, tuple) else (found,)))
 
 
@@ -61,12 +63,12 @@ def test_the_rule_covers_its_operation(name: str) -> None:
     assert verify(found.graph) == []
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_the_groups_are_found(name: str) -> None:
-    assert tuple(sorted(g.size for g in coupled(name).groups)) == CASES[name].groups
+    assert tuple(sorted(g.size for g in coupled(name).groups)) == EVERY[name].groups
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_pruning_is_masking(name: str) -> None:
     """Each group alone, all together, and all down to one index."""
     groups = coupled(name).groups
@@ -75,7 +77,7 @@ def test_pruning_is_masking(name: str) -> None:
         check(name, {g.name: part(g, coupled(name), rng) for g in chosen})
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_one_index_is_enough(name: str) -> None:
     """A size of one looks like one that broadcasts; the program still means the same."""
     for group in coupled(name).groups:
@@ -134,7 +136,7 @@ def check_shapes(
                 assert list(value.shape) == [dim_size(d, SIZES) for d in type_.shape], op.name
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_keeping_everything_changes_nothing(name: str) -> None:
     program = built(name)
     everything = {g.name: Selection(np.arange(g.size)) for g in coupled(name).groups}

@@ -23,12 +23,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import PrunecError
-from prunec.ir.graph import Graph
+from prunec.ir.dialects.aten import ATEN
+from prunec.ir.graph import Graph, TensorType
 from prunec.ir.text import parse, print_graph
 from prunec.ir.verify import verify
+from prunec.passes.couple import couple
+from prunec.passes.coupling import Group, Pinned
+from prunec.passes.dce import dce
+from prunec.passes.rewrite import rewrite
 
 Options = Mapping[str, str]
 
@@ -44,9 +51,75 @@ def run_verify(graph: Graph, options: Options) -> str:
     return "\n".join(d.render() for d in verify(graph)) or "valid"
 
 
+def run_infer(graph: Graph, options: Options) -> Graph:
+    """The graph with its axes, which must be well formed."""
+    found = couple(graph, ATEN).graph
+    assert verify(found) == []
+    return found
+
+
+def run_couple(graph: Graph, options: Options) -> str:
+    """What leaves together and what stays, one line each."""
+    found = couple(graph, ATEN)
+    lines = [
+        *map(describe_group, found.groups),
+        *map(describe_pin, found.pinned),
+        *(f"no rule: {name}, {count} times" for name, count in found.without_rule.items()),
+    ]
+    return "\n".join(lines)
+
+
+def describe_group(group: Group) -> str:
+    text = f"{group.name}: {group.size} at {', '.join(map(str, group.places))}"
+    text += f" under {group.parent}" if group.parent else ""
+    return text + (" normed" if group.normed else "")
+
+
+def describe_pin(pin: Pinned) -> str:
+    where = f"   [{pin.where}]" if pin.where else ""
+    places = ", ".join(map(str, pin.places))
+    return f"pinned {pin.axis}: {pin.size} at {places}: {pin.reason}{where}"
+
+
+def run_slice(graph: Graph, options: Options) -> Graph:
+    """Keep `group=0,2`, or with another choice for each index of the parent `group=0,1|1,2`."""
+    coupling = couple(untyped(graph), ATEN)
+    found = rewrite(coupling, {n: selection(coupling.by_name[n], t) for n, t in options.items()})
+    assert verify(found.graph) == []
+    return found.graph
+
+
+def selection(group: Group, text: str) -> Selection:
+    rows = [[int(index) for index in row.split(",")] for row in text.split("|")]
+    return Selection(np.array(rows), group.parent) if len(rows) > 1 else Selection(np.array(*rows))
+
+
+def run_untype(graph: Graph, options: Options) -> Graph:
+    return untyped(graph)
+
+
+def untyped(graph: Graph) -> Graph:
+    """The graph as a frontend gives it: without axes."""
+
+    def bare(type_: TensorType) -> TensorType:
+        return replace(type_, axes=())
+
+    return replace(
+        graph,
+        inputs=tuple(replace(v, type=bare(v.type)) for v in graph.inputs),
+        parameters={n: replace(p, type=bare(p.type)) for n, p in graph.parameters.items()},
+        ops=tuple(replace(op, types=tuple(map(bare, op.types))) for op in graph.ops),
+    )
+
+
 PASSES: dict[str, Callable[[Graph, Options], Graph | str]] = {
     "print": run_print,
     "verify": run_verify,
+    "infer": run_infer,
+    "couple": run_couple,
+    "slice": run_slice,
+    "untype": run_untype,
+    "dce": lambda graph, options: dce(graph),
 }
 
 
