@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -34,11 +34,16 @@ class Lifetimes:
 
 
 class Program:
-    """A compiled graph over a store of weights, which are opened when first needed."""
+    """A compiled graph over a store of weights, which are opened when first needed.
 
-    def __init__(self, graph: Graph, weights: Arrays) -> None:
+    Operations whose result is named in `in_double` sum in float64 and round to their own dtype.
+    """
+
+    def __init__(self, graph: Graph, weights: Arrays, in_double: Collection[str] = ()) -> None:
         self.graph, self.weights = graph, weights
-        self.steps: list[Step] = [compile_op(op) for op in graph.ops]
+        self.steps: list[Step] = [
+            _summed_in_double(op) if op.result in in_double else compile_op(op) for op in graph.ops
+        ]
         self.dying = Lifetimes(graph).dying
 
     def parameter(self, ref: str) -> torch.Tensor:
@@ -71,12 +76,31 @@ class Program:
         return {name: env[value] for name, value in self.graph.outputs}
 
 
+def _summed_in_double(op: Op) -> Step:
+    run = compile_op(op)
+    names = tuple(dict.fromkeys(op.operands))
+
+    def step(env: Env) -> tuple[Any, ...]:
+        wide = {name: _cast(env[name], torch.float32, torch.float64) for name in names}
+        return tuple(_cast(value, torch.float64, torch.float32) for value in run(wide))
+
+    return step
+
+
+def _cast(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
+    matches = isinstance(value, torch.Tensor) and value.dtype is before
+    return value.to(after) if matches else value
+
+
 @torch.no_grad()
 def execute(
-    graph: Graph, weights: Arrays, batches: Iterable[Mapping[str, Any]]
+    graph: Graph,
+    weights: Arrays,
+    batches: Iterable[Mapping[str, Any]],
+    in_double: Collection[str] = (),
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The outputs by name for each batch of inputs by name."""
-    program = Program(graph, weights)
+    program = Program(graph, weights, in_double)
     for batch in batches:
         env = program.start(batch)
         program.advance(env, 0, len(graph.ops))

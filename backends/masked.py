@@ -7,7 +7,7 @@ norm) take it over the indices that stay, for which there is no other meaning of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -82,8 +82,9 @@ class _Masked(Program):
         selections: Mapping[str, Selection],
         rewritten: Rewritten,
         weights: Arrays,
+        in_double: Collection[str],
     ) -> None:
-        super().__init__(coupling.graph, weights)
+        super().__init__(coupling.graph, weights, in_double)
         self.symbols: dict[str, int] = {}
         self.selections = selections
         types = coupling.graph.types
@@ -186,13 +187,14 @@ def execute_masked(
     rewritten: Rewritten,
     weights: Arrays,
     batches: Iterable[Mapping[str, Any]],
+    in_double: Collection[str] = (),
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The outputs of the masked dense program for each batch.
 
     `weights` are the dense ones. Outputs are never pruned, so they compare entry by entry with
     those of the rewritten program.
     """
-    program = _Masked(coupling, selections, rewritten, weights)
+    program = _Masked(coupling, selections, rewritten, weights, in_double)
     for batch in batches:
         env = program.start(batch)
         program.advance(env, 0, len(program.graph.ops))

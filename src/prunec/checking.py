@@ -28,8 +28,9 @@ SHAPES = ((2, 17), (3, 29))
 """Batch sizes and lengths that every format is run at."""
 
 ALLOWED = {"law 1": 1e-5, "hf": 0.0, "torchscript": 1e-5, "onnx": 1e-4}
-"""Largest relative difference: masking sums in another order (float32 rounding over the depth of
-the network), stock code runs the same kernels, ONNX Runtime has kernels of its own."""
+"""Largest relative difference: stock code runs the same kernels, ONNX Runtime has its own. For
+law 1 all values are float32 and contractions sum in float64: slicing changes the order of float32
+sums, and a deep model amplifies that rounding (of either program) past any fixed tolerance."""
 
 
 def examples(pruned: Pruned) -> list[dict[str, Array]]:
@@ -79,7 +80,9 @@ def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]
     """Run every format beside the executor, and the executor beside the masked dense program."""
     feeds = examples(pruned)
     with progress.step("Verifying", 1 + len(pruned.options.formats)) as advance:
+        contractions = {c.op for c in pruned.loaded.coupling.contractions}
         wanted = list(execute(pruned.rewritten.graph, pruned.weights, feeds))
+        sliced = list(execute(pruned.rewritten.graph, pruned.weights, feeds, contractions))
         masked = list(
             execute_masked(
                 pruned.loaded.coupling,
@@ -87,9 +90,10 @@ def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]
                 pruned.rewritten,
                 pruned.dense_weights,
                 feeds,
+                contractions,
             )
         )
-        checks = [_check("law 1", list(zip(wanted, masked, strict=True)))]
+        checks = [_check("law 1", list(zip(sliced, masked, strict=True)))]
         advance(1)
         for name in pruned.options.formats:
             runner = OPEN[name](stage)
