@@ -60,6 +60,18 @@ def emit(graph: Graph, weights: Mapping[str, Any], path: Path) -> None:
 
 def to_onnx(graph: Graph, weights: Mapping[str, Any]) -> ir.Model:
     """The model in memory; its initializers read `weights` when they are written."""
+    try:
+        return _written(graph, weights)
+    except Unsupported as error:  # the way round does not help: ONNX has no such thing
+        raise fail(
+            "P221",
+            f"ONNX cannot hold {graph.name}: {error}",
+            where=graph.name,
+            help="leave onnx out of --format",
+        ) from error
+
+
+def _written(graph: Graph, weights: Mapping[str, Any]) -> ir.Model:
     b = Builder(graph)
     inputs = []
     for value in graph.inputs:

@@ -197,7 +197,10 @@ class Builder:
                 sizes.append(arg.name if isinstance(arg, Ref) else dim)
         unknown = [i for i, size in enumerate(sizes) if isinstance(size, str)]
         if source is not None and unknown:
-            sizes[unknown.pop()] = -1
+            # rather one that nothing has computed
+            spare = next((i for i in unknown if not str(sizes[i]).startswith("%")), unknown[-1])
+            unknown.remove(spare)
+            sizes[spare] = -1
         if not unknown:
             return self.ints(*[size for size in sizes if isinstance(size, int)])
         parts = [self.size(s) if isinstance(s, str) else self.ints(s) for s in sizes]

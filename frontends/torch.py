@@ -8,15 +8,20 @@ so a module may live on the meta device or hold real weights. The graph is the r
 from __future__ import annotations
 
 import inspect
+import logging
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.export import _trace
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunec.frontends.torch_fake import fake_inputs, fake_mode, faked
@@ -31,6 +36,9 @@ Dynamic = Mapping[str, Mapping[int, str]]
 
 _SMALLEST_PRIME = 5
 _ATTEMPTS = 4
+
+# A frame as tracebacks quote it.
+_QUOTED = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ def _export(
 ) -> Imported:
     shapes = _dynamic_shapes(module, example, dynamic)
     mode = fake_mode()
-    with faked(module, mode), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with faked(module, mode), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _silence():
         inputs = fake_inputs(example, mode)
         try:
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
@@ -116,16 +124,28 @@ def _dynamic_shapes(
 
 def _not_exportable(module: nn.Module, error: Exception) -> Exception:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    places = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
+    quoted = [_QUOTED.match(line) for line in lines]
+    places = [f"{found[1]}:{found[2]}" for found in quoted if found and "/torch/" not in found[1]]
     message = lines[0] if lines else type(error).__name__
-    if not places:
-        places = _own_frames(error)
+    places = places or _own_frames(error)
     return fail(
         "P130",
         f"torch.export cannot trace {type(module).__name__}: {message}",
         where=places[-1] if places else type(module).__name__,
         help="make the forward pass independent of tensor values, or trace an inner module",
     )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter logs what it is about to raise, and prints the graph it has so far."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with mock.patch.object(_trace, "print", create=True):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _own_frames(error: Exception) -> list[str]:

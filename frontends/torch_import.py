@@ -81,7 +81,7 @@ def import_program(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # of torch for torch
             program = program.run_decompositions({})  # an empty table: functionalises, no more
-    symbols = Symbols(sizes)
+    symbols = Symbols(sizes, program.range_constraints)
     fixed = name_symbols(program, dynamic, symbols)
     importer = _Importer(program, module, symbols)
     graph = importer.run(name)

@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch.export import ExportedProgram
 from torch.utils._sympy.printers import PythonPrinter
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ir.graph import Dim
@@ -17,11 +18,22 @@ from prunec.ir.graph import Dim
 __all__ = ["Symbols", "name_symbols"]
 
 
+class _Printer(PythonPrinter):
+    """Expressions as the IR writes them."""
+
+    def _print_Max(self, expr: sympy.Max) -> str:
+        return f"Max({', '.join(self._print(arg) for arg in expr.args)})"
+
+    def _print_Min(self, expr: sympy.Min) -> str:
+        return f"Min({', '.join(self._print(arg) for arg in expr.args)})"
+
+
 @dataclass
 class Symbols:
     """Readable names for the exporter's symbols, and an example size for each."""
 
     sizes: Mapping[str, int]
+    ranges: Mapping[sympy.Symbol, ValueRanges[Any]]
     names: dict[sympy.Symbol, str] = field(default_factory=dict)
 
     def name(self, symbol: sympy.Symbol, wanted: str) -> str:
@@ -31,14 +43,14 @@ class Symbols:
         """A dimension as the IR writes it: an integer or the text of an expression."""
         if not isinstance(size, torch.SymInt):
             return int(size)
-        expr = size.node.expr
+        expr = _within(size.node.expr, self.ranges)
         if expr.is_number:
             return int(expr)
         readable = {
             s: sympy.Symbol(self.name(s, str(s)), integer=True, nonnegative=True)
             for s in sorted(expr.free_symbols, key=str)
         }
-        return str(PythonPrinter().doprint(expr.xreplace(readable)))
+        return str(_Printer().doprint(expr.xreplace(readable)))
 
     def examples(self) -> dict[str, int]:
         """Sizes by name. A size that only the data decides gets a prime of its own."""
@@ -49,6 +61,22 @@ class Symbols:
                 spare = int(sympy.nextprime(spare))
                 found[name] = spare
         return found
+
+
+def _within(expr: sympy.Expr, ranges: Mapping[sympy.Symbol, ValueRanges[Any]]) -> sympy.Expr:
+    """The expression without each maximum or minimum that the ranges of its symbols decide."""
+    for choice in expr.atoms(sympy.Max, sympy.Min):
+        if len(choice.args) != 2:
+            continue
+        left, right = choice.args
+        apart = bound_sympy(left - right, dict(ranges))
+        if isinstance(choice, sympy.Min):
+            left, right = right, left
+        if apart.lower >= 0:
+            return _within(expr.xreplace({choice: left}), ranges)
+        if apart.upper <= 0:
+            return _within(expr.xreplace({choice: right}), ranges)
+    return expr
 
 
 def name_symbols(
