@@ -103,11 +103,7 @@ class Cost:
     def outer(self) -> frozenset[str]:
         """Parameters outside the blocks: tables that data select from, and output heads."""
         graph = self.coupling.graph
-        pinned = {
-            pin.axis
-            for pin in self.coupling.pinned
-            if pin.role in ("vocab", "output")
-        }
+        pinned = {pin.axis for pin in self.coupling.pinned if pin.role in ("vocab", "output")}
         return frozenset(
             name
             for name, p in graph.parameters.items()
