@@ -21,8 +21,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import Document, Figure, command_line, cpus, data_file, figures, main, model, parser
-from common import prunec, say
+from common import (
+    Document,
+    Figure,
+    command_line,
+    cpus,
+    data_file,
+    figures,
+    main,
+    model,
+    parser,
+    prunec,
+    say,
+)
 from common import run as measured
 
 MOST = 4.0

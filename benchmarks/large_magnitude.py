@@ -36,8 +36,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import Document, Figure, Finished, cache, command_line, figures, main, parser
-from common import prunec, say
+from common import (
+    Document,
+    Figure,
+    Finished,
+    cache,
+    command_line,
+    figures,
+    main,
+    parser,
+    prunec,
+    say,
+)
 from common import run as measured
 from runtimes import checkpoint
 

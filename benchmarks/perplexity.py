@@ -20,8 +20,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import Document, Figure, command_line, data_file, figures, main, model, parser
-from common import prunec, say
+from common import (
+    Document,
+    Figure,
+    command_line,
+    data_file,
+    figures,
+    main,
+    model,
+    parser,
+    prunec,
+    say,
+)
 from common import run as measured
 
 BELOW = 31.6

@@ -32,10 +32,13 @@ def sampling_dtype() -> torch.dtype:
 
 def first_token(model: PreTrainedModel) -> int | None:
     """What a text starts with: BOS, or EOS where it separates texts, or None."""
+    text = model.config.get_text_config(decoder=True)
     for name in ("bos_token_id", "eos_token_id"):
-        for config in (model.generation_config, model.config.get_text_config(decoder=True)):
-            if tokens := _ids(getattr(config, name, None)):
-                return tokens[0]
+        for config in (model.generation_config, text):
+            tokens = _ids(getattr(config, name, None))
+            # some configurations keep the default of a larger vocabulary
+            if known := [token for token in tokens if token < text.vocab_size]:
+                return known[0]
     return None
 
 

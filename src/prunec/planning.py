@@ -165,25 +165,31 @@ def _unreachable(
                 "P403",
                 f"target {target.text} cannot be met: with one index of each {roles} left,"
                 f" {left:,} of {dense:,} {target.metric} remain ({left / dense:.1%});"
-                f" {_holders(loaded, least)}",
+                f" {_holder(loaded, target.metric, least)}",
                 "--target",
                 help=f"ask for at least {target.metric}={_percent(left / dense)}"
-                + ("" if "hidden" in roles else ", or let --groups include hidden"),
+                + (", or let --groups include hidden" if _more(loaded, choice, "hidden") else ""),
             )
         )
     return PrunecError(problems, Exit.NOT_MET)
+
+
+def _more(loaded: Loaded, choice: Choice, role: str) -> bool:
+    """Whether the model has groups of a role that takes no part."""
+    return any(g.role == role and g not in choice.groups for g in loaded.coupling.groups)
 
 
 def _percent(share: float) -> str:
     return f"{int(share * 100) + 2}%"
 
 
-def _holders(loaded: Loaded, counts: Mapping[str, int]) -> str:
-    """The largest parameters that stay."""
+def _holder(loaded: Loaded, metric: str, counts: Mapping[str, int]) -> str:
+    """The largest parameter that stays, of those that the metric counts."""
+    left_out = loaded.cost.outer if metric == "blocks" else frozenset()
     sizes = {
         name: math.prod(new_size(axis, counts) for axis in p.type.axes)
         for name, p in loaded.graph.parameters.items()
-        if p.kind == "parameter"
+        if p.kind == "parameter" and name not in left_out
     }
     name = max(sizes, key=lambda n: sizes[n])
     axes = " and ".join(
