@@ -51,7 +51,7 @@ def hf(path: Path) -> tuple[Shapes, Call, str]:
     own = "auto_map" in config
     named = config["auto_map"] if own else config["architectures"][0]
     causal = "AutoModelForCausalLM" in named if own else named.endswith("ForCausalLM")
-    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    auto: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     model, info = auto.from_pretrained(
         path, dtype=torch.float32, trust_remote_code=own, output_loading_info=True
     )
@@ -87,7 +87,8 @@ def torchscript(path: Path) -> tuple[Shapes, Call, str]:
     import torch
 
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
-    model = torch.jit.load(str(path), map_location="cpu").eval()
+    jit: Any = torch.jit
+    model = jit.load(str(path), map_location="cpu").eval()
     names = [a.name for a in model.forward.schema.arguments if a.name != "self"]
 
     def call(feeds: Mapping[str, Array]) -> list[Array]:

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import sys
 import time
+from typing import Any
 
 import torch
 import torch_pruning as tp  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -24,7 +25,8 @@ from transformers import AutoModelForCausalLM
 def main(folder: str, out: str, kept: int) -> None:
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model.eval()
     model.config.use_cache = False
     seconds["load"] = time.perf_counter() - start
 

@@ -15,8 +15,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common import Document, Figure, figures, main, model, parser, say
 
@@ -46,8 +47,9 @@ def run(arguments: Sequence[str] | None = None) -> Document:
         say(f"{layers} layers: {len(graph.ops)} operations, traced in {seconds:.1f} s")
         rows.append({"layers": layers, "operations": len(graph.ops), "trace_seconds": seconds})
         graphs.append(graph)
-    for name, work in (("infer", infer), ("couple", couple)):
-        times = _in_turns([lambda g=g, w=work: w(g, ATEN) for g in graphs], asked.repeat)
+    works: dict[str, Callable[..., object]] = {"infer": infer, "couple": couple}
+    for name, work in works.items():
+        times = _in_turns([partial(work, graph, ATEN) for graph in graphs], asked.repeat)
         for row, taken in zip(rows, times, strict=True):
             row |= {
                 f"{name}_seconds": statistics.median(taken),
@@ -90,7 +92,7 @@ def _traced(config: Document) -> tuple[Graph, float]:
         return trace_hf(module).graph, round(time.perf_counter() - start, 3)
 
 
-def _in_turns(works: Sequence[Callable[[], Any]], repeat: int) -> list[list[float]]:
+def _in_turns(works: Sequence[Callable[[], object]], repeat: int) -> list[list[float]]:
     """Seconds of each piece of work, A B A B ..., after one round that does not count."""
     times: list[list[float]] = [[] for _ in works]
     for turn in range(repeat + 1):

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
@@ -187,8 +188,9 @@ def _continuation(folder: Path) -> str:
 
     if not (folder / "tokenizer_config.json").is_file():
         return "(it has no tokenizer)"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    model.eval()
     given = tokenizer(PROMPT, return_tensors="pt")
     made = model.generate(**given, max_new_tokens=WORDS, do_sample=False)
     text: str = tokenizer.decode(made[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
