@@ -313,7 +313,7 @@ SHAPE: Rules = {
     "aten.transpose.int": _transpose,
     "aten.permute.default": _permute,
     "aten.unsqueeze.default": _unsqueeze,
-    **dict.fromkeys(("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims"), _squeeze),
+    **dict.fromkeys(("aten.squeeze.dim", "aten.squeeze.dims"), _squeeze),
     "aten.cat.default": _cat,
     "aten.stack.default": _stack,
     **dict.fromkeys(

@@ -177,7 +177,6 @@ SHAPE: dict[str, Case] = {
     "aten.transpose.int": case(lambda x: x.transpose(1, 2), X),
     "aten.permute.default": case(lambda x: x.permute(2, 0, 1), X),
     "aten.unsqueeze.default": case(lambda x: (x.unsqueeze(0), x.unsqueeze(-1)), X),
-    "aten.squeeze.default": case(lambda x: x.squeeze(), rand(2, 1, 3, 1)),
     "aten.squeeze.dim": case(lambda x: (x.squeeze(1), x.squeeze(2)), rand(2, 1, 3, 1)),
     "aten.squeeze.dims": case(lambda x: x.squeeze((1, 2, 3)), rand(2, 1, 3, 1)),
     "aten.cat.default": case(lambda x, y: (torch.cat([x, y], 1), torch.cat([x, y])), X, Y),
