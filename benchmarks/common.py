@@ -55,11 +55,16 @@ Document = dict[str, Any]
 # -- what a benchmark is ----------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """Help goes to standard output, wherever `main` sends what is printed meanwhile."""
+
+    def print_help(self, file: Any = None) -> None:
+        super().print_help(file or sys.__stdout__)
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose --help is the benchmark's own docstring."""
-    return argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def main(run: Callable[[Sequence[str] | None], Document]) -> None:

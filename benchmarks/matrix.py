@@ -101,7 +101,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     add("--calibration", default="none", help="none (default), self or a text; wanda needs one")
     add("--samples", type=int, default=16, help="windows of calibration text, if any [16]")
     add("--within", type=float, default=WITHIN, help=f"of the target, as a share [{WITHIN}]")
-    add("--refuse", default="gemma3", metavar="MODEL", help=f"must refuse {REFUSED} [gemma3]")
+    add("--refuse", default="gemma3", metavar="MODEL", help="must refuse params=60%% [gemma3]")
     add("--state", type=Path, help="file of rows that are done [matrix.jsonl in the cache]")
     add("--work", type=Path, help="folder for what is written meanwhile [the system's]")
     add("--keep", action="store_true", help="leave the written models in the work folder")
