@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from prunec.ir.axes import Indices, Selection, atoms, kept_positions
+from prunec.ir.diagnostics import fail
 from prunec.passes.coupling import Consumer, Coupling, Group
 from prunec.passes.profile import Array, Moments, Stream, Weights
 from prunec.passes.restore import LeastSquares
@@ -86,7 +87,7 @@ def score_all(
         moments = stream.observe(site.consumers, False) if stream and site.consumers else []
         observed = dict(zip(site.consumers, moments, strict=True)) if moments else {}
         for group in site.groups:
-            found[group.name] = criterion.score(coupling, group, weights, _of(group, observed))
+            found[group.name] = _scored(criterion, coupling, group, weights, observed)
         step()
     return found
 
@@ -132,7 +133,7 @@ def compress(
                 continue
             if counts[group.name] == group.size:
                 continue
-            scores = criterion.score(coupling, group, current, _of(group, observed))
+            scores = _scored(criterion, coupling, group, current, observed)
             result.selections[group.name] = select(scores, counts[group.name], group)
         changed: dict[str, Array] = {}
         if stream is not None and site.consumers:
@@ -144,6 +145,28 @@ def compress(
             journal.save(number, {n: result.selections[n] for n in own}, changed)
         step()
     return result
+
+
+def _scored(
+    criterion: Criterion,
+    coupling: Coupling,
+    group: Group,
+    weights: Weights,
+    observed: Mapping[Consumer, Moments],
+) -> Scores:
+    """Scores that can be ranked; PrunecError when a weight among them is not a number."""
+    scores = criterion.score(coupling, group, weights, _of(group, observed))
+    if np.isfinite(scores).all():
+        return scores
+    names = dict.fromkeys(place.parameter for place in group.places)
+    bad = [name for name in names if not np.isfinite(weights[name].astype(np.float64)).all()]
+    raise fail(
+        "P311",
+        f"{group.name} cannot be scored: {bad[0] if bad else 'a weight'} holds values that are"
+        " not finite",
+        where=bad[0] if bad else group.name,
+        help="check the original checkpoint; it may be damaged, or overflow in its own format",
+    )
 
 
 def select(scores: Scores, count: int, group: Group) -> Selection:

@@ -10,6 +10,8 @@ import torch
 
 from prunec.backends.safetensors_writer import Entry, Sliced
 from prunec.backends.tensors import as_tensor
+from prunec.ir.diagnostics import fail
+from prunec.ir.graph import Graph
 from prunec.output import Formats
 from prunec.passes.profile import Weights
 from prunec.progress import Progress
@@ -41,13 +43,22 @@ def _bytes(folder: Path) -> int:
 
 
 class TensorView(Mapping[str, torch.Tensor]):
-    """Arrays as tensors, made when asked for."""
+    """Arrays as tensors, made when asked for. Weights, unlike masks, must be finite."""
 
-    def __init__(self, arrays: Weights) -> None:
-        self.arrays = arrays
+    def __init__(self, arrays: Weights, graph: Graph) -> None:
+        self.arrays, self.graph = arrays, graph
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return as_tensor(self.arrays[name])
+        tensor = as_tensor(self.arrays[name])
+        parameter = self.graph.parameters.get(name)
+        if parameter is None or parameter.kind != "parameter" or torch.isfinite(tensor).all():
+            return tensor
+        raise fail(
+            "P150",
+            f"{name} holds values that are not finite",
+            where=name,
+            help="check the original checkpoint; if it is sound, use `--restore none`",
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)
@@ -59,13 +70,13 @@ class TensorView(Mapping[str, torch.Tensor]):
 def _torchscript(pruned: Pruned, path: Path) -> None:
     from prunec.backends.torchscript import emit as write
 
-    write(pruned.rewritten.graph, TensorView(pruned.weights), path)
+    write(pruned.rewritten.graph, TensorView(pruned.weights, pruned.rewritten.graph), path)
 
 
 def _onnx(pruned: Pruned, path: Path) -> None:
     from prunec.backends.onnx import emit as write
 
-    write(pruned.rewritten.graph, TensorView(pruned.weights), path)
+    write(pruned.rewritten.graph, TensorView(pruned.weights, pruned.rewritten.graph), path)
 
 
 def entries(pruned: Pruned) -> list[Entry]:

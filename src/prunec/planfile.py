@@ -121,7 +121,11 @@ def _misfit(
     name: str, dim: str, indices: list[int], shape: tuple[int, ...]
 ) -> Iterator[Diagnostic]:
     if int(dim) >= len(shape):
-        yield Diagnostic("P833", f"{name} has {len(shape)} dimensions and no dimension {dim}")
+        yield Diagnostic(
+            "P833",
+            f"{name} has {len(shape)} dimensions and no dimension {dim}",
+            help="dimensions count from 0",
+        )
         return
     size = shape[int(dim)]
     if indices[-1] >= size:
@@ -184,10 +188,18 @@ def _entry(name: str, dim: str, indices: Any) -> Iterator[Diagnostic]:
         yield Diagnostic("P832", f"{name}: {dim!r} is not a dimension", help="0, 1, ...")
         return
     if not isinstance(indices, list) or not all(_is_index(i) for i in indices):
-        yield Diagnostic("P832", f"{name}: dimension {dim} is not a list of indices from 0 up")
+        yield Diagnostic(
+            "P832",
+            f"{name}: dimension {dim} is not a list of indices from 0 up",
+            help="list what stays, for example [0, 1, 5]",
+        )
         return
     if not indices:
-        yield Diagnostic("P832", f"{name}: dimension {dim} keeps nothing")
+        yield Diagnostic(
+            "P832",
+            f"{name}: dimension {dim} keeps nothing",
+            help="keep one index at least, or leave the parameter out to keep all",
+        )
         return
     for before, after in pairwise(indices):
         if after <= before:
