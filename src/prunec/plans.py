@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunec.ir.axes import Axis, Indices, Selection, positions
-from prunec.ir.diagnostics import Exit, fail
-from prunec.passes.coupling import Coupling, Group
+from prunec.ir.diagnostics import Exit, PrunecError, fail
+from prunec.passes.coupling import Coupling, Group, Place
 from prunec.passes.rewrite import kept_indices
 
 if TYPE_CHECKING:
@@ -71,14 +71,17 @@ def selections_of(coupling: Coupling, plan: Mapping[str, Any], path: Path) -> di
             continue
         axis = coupling.axes(place.parameter)[place.dim]
         selection = _selection(axis, group, kept[place.parameter, place.dim], coupling)
+        if selection is None or not selection.count:
+            raise _uneven(group, place, path)
         if selection.count < group.size:
             found[group.name] = selection
     _check(coupling, found, kept, path)
     return found
 
 
-def _selection(axis: Axis, group: Group, kept: Indices, coupling: Coupling) -> Selection:
-    """The indices of a group that survive somewhere in a dimension; by parent when ragged."""
+def _selection(axis: Axis, group: Group, kept: Indices, coupling: Coupling) -> Selection | None:
+    """The indices of a group that survive somewhere in a dimension; by parent when ragged. None
+    when not as many survive under every index of the parent."""
     where = positions(axis, group.name)[0][kept]
     whole = np.unique(where[where >= 0])
     if group.parent is None:
@@ -89,10 +92,24 @@ def _selection(axis: Axis, group: Group, kept: Indices, coupling: Coupling) -> S
         for p in range(coupling.by_name[group.parent].size)
     ]
     present = [row for row in rows if len(row)]
+    if len({len(row) for row in present}) != 1:
+        return None
     if all(np.array_equal(row, present[0]) for row in present):
         return Selection(present[0])
     # a parent that is gone has no row of its own; any of the right length will do
     return Selection(np.stack([row if len(row) else present[0] for row in rows]), group.parent)
+
+
+def _uneven(group: Group, place: Place, path: Path) -> PrunecError:
+    under = f" under each index of {group.parent}" if group.parent else ""
+    return fail(
+        "P835",
+        f"the plan does not keep one {group.role} or more{', equally many' if under else ''}"
+        f"{under}: {place}",
+        where=str(path),
+        help=f"keep between 1 and {group.size} of {group.name}{under}",
+        exit_code=Exit.USAGE,
+    )
 
 
 def _check(
