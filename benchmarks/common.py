@@ -41,7 +41,7 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
-SOURCES = ("ir", "passes", "frontends", "backends", "src")
+SOURCES = ("ir", "passes", "frontends", "backends", "src", "benchmarks")
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnx-ir", "numpy", "safetensors")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 RELATIVES = 0.5
@@ -149,7 +149,7 @@ def cpus() -> int:
 
 
 def source_hash() -> str:
-    """A hash of the sources of prunec, so that results of another version are told apart."""
+    """A hash of the sources of prunec and of the benchmarks, so that results of another version are told apart."""
     total = hashlib.sha256()
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):

@@ -5,7 +5,8 @@
 One process for one format, since the TorchScript file must load where there is neither prunec nor
 transformers. NAMES.json lists the parameters of the dense checkpoint; those of the same name are
 counted in the written file itself. INPUTS.npz holds arrays called `CASE/INPUT`; each case is run,
-and its outputs are saved as `CASE/POSITION`. Prints one JSON document.
+and its outputs are saved as `CASE/POSITION`; those of a Hugging Face model that computes in
+float64 go to OUTPUTS.exact.npz beside them. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +45,23 @@ def checkpoint(folder: Path) -> Shapes:
     return found
 
 
-def hf(path: Path) -> tuple[Shapes, Call, str]:
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready to run; `widen`, where there is one, makes it compute in float64."""
+
+    shapes: Shapes
+    call: Call
+    loaded_by: str
+    widen: Callable[[], object] | None = None
+
+
+def hf(path: Path) -> Opened:
     import torch
     import transformers
 
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     own = "auto_map" in config
-    named = config["auto_map"] if own else config["architectures"][0]
-    causal = "AutoModelForCausalLM" in named if own else named.endswith("ForCausalLM")
+    causal = config["architectures"][0].endswith("ForCausalLM")
     auto: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     model, info = auto.from_pretrained(
         path, dtype=torch.float32, trust_remote_code=own, output_loading_info=True
@@ -66,10 +77,11 @@ def hf(path: Path) -> tuple[Shapes, Call, str]:
             outputs = model(**{k: torch.from_numpy(x) for k, x in feeds.items()}, use_cache=False)
         return [x.numpy() for x in outputs.values() if isinstance(x, torch.Tensor)]
 
-    return checkpoint(path), call, type(model).__name__ + (" (own code)" if own else "")
+    what = type(model).__name__ + (" (own code)" if own else "")
+    return Opened(checkpoint(path), call, what, model.double)
 
 
-def onnx(path: Path) -> tuple[Shapes, Call, str]:
+def onnx(path: Path) -> Opened:
     import onnx as library
     import onnxruntime
 
@@ -80,10 +92,11 @@ def onnx(path: Path) -> tuple[Shapes, Call, str]:
     def call(feeds: Mapping[str, Array]) -> list[Array]:
         return list(session.run(None, {name: feeds[name] for name in names}))
 
-    return {t.name: list(t.dims) for t in stored}, call, f"onnxruntime {onnxruntime.__version__}"
+    shapes = {tensor.name: list(tensor.dims) for tensor in stored}
+    return Opened(shapes, call, f"onnxruntime {onnxruntime.__version__}")
 
 
-def torchscript(path: Path) -> tuple[Shapes, Call, str]:
+def torchscript(path: Path) -> Opened:
     import torch
 
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
@@ -98,10 +111,10 @@ def torchscript(path: Path) -> tuple[Shapes, Call, str]:
         return [x.numpy() for x in (outputs if several else [outputs])]
 
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    return shapes, call, f"torch.jit of torch {torch.__version__}"
+    return Opened(shapes, call, f"torch.jit of torch {torch.__version__}")
 
 
-OPEN: dict[str, Callable[[Path], tuple[Shapes, Call, str]]] = {
+OPEN: dict[str, Callable[[Path], Opened]] = {
     "hf": hf,
     "onnx": onnx,
     "torchscript": torchscript,
@@ -117,24 +130,32 @@ def _cases(path: str) -> dict[str, dict[str, Array]]:
     return found
 
 
+def _results(model: Opened, cases: Mapping[str, dict[str, Array]]) -> dict[str, Array]:
+    return {
+        f"{case}/{i}": value
+        for case, feeds in cases.items()
+        for i, value in enumerate(model.call(feeds))
+    }
+
+
 def main(kind: str, path: str, names: str, inputs: str, outputs: str) -> None:
     dense: list[str] = json.loads(Path(names).read_text(encoding="utf-8"))
     start = time.perf_counter()
-    shapes, call, what = OPEN[kind](Path(path))
+    model = OPEN[kind](Path(path))
     loaded = time.perf_counter() - start
-    results = {
-        f"{case}/{i}": value
-        for case, feeds in _cases(inputs).items()
-        for i, value in enumerate(call(feeds))
-    }
-    np.savez(outputs, **results)  # type: ignore[arg-type]
+    cases = _cases(inputs)
+    np.savez(outputs, **_results(model, cases))  # type: ignore[arg-type]
+    if model.widen is not None:
+        model.widen()
+        exact = _results(model, cases)
+        np.savez(Path(outputs).with_suffix(".exact.npz"), **exact)  # type: ignore[arg-type]
     alien = {"prunec", "transformers"} & set(sys.modules) - (
         {"transformers"} if kind == "hf" else set()
     )
     document = {
-        "loaded_by": what,
-        "parameters": {name: shapes[name] for name in dense if name in shapes},
-        "missing": [name for name in dense if name not in shapes],
+        "loaded_by": model.loaded_by,
+        "parameters": {n: model.shapes[n] for n in dense if n in model.shapes},
+        "missing": [name for name in dense if name not in model.shapes],
         "load_seconds": round(loaded, 2),
         "imported": sorted(alien),
     }
