@@ -149,7 +149,7 @@ def cpus() -> int:
 
 
 def source_hash() -> str:
-    """A hash of the sources of prunec and of the benchmarks, so that results of another version are told apart."""
+    """A hash of prunec and the benchmarks, so that results of other versions are told apart."""
     total = hashlib.sha256()
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):
