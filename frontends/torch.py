@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 from unittest import mock
@@ -24,9 +24,11 @@ from torch import nn
 from torch.export import _trace
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from prunec.frontends.torch_expand import expanded
 from prunec.frontends.torch_fake import fake_inputs, fake_mode, faked
 from prunec.frontends.torch_import import Imported, import_program
-from prunec.ir.diagnostics import Diagnostic, fail
+from prunec.frontends.torch_repeat import find_runs, shortened
+from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 from prunec.ir.graph import Graph
 
 __all__ = ["Dynamic", "Traced", "trace"]
@@ -73,12 +75,34 @@ def trace(
     static = _static_sizes(module, example, dynamic)
     for _ in range(_ATTEMPTS):
         sizes = _prime_sizes(dynamic, static)
-        imported = _export(module, _resized(example, dynamic, sizes), dynamic, sizes, name)
+        imported = _imported(module, _resized(example, dynamic, sizes), dynamic, sizes, name)
         met = imported.static_sizes
         if not any(_divides(prime, met) for prime in sizes.values()):
             break
         static |= met
     return Traced(imported.graph, module, imported.constants, imported.warnings)
+
+
+def _imported(
+    module: nn.Module,
+    example: Mapping[str, Any],
+    dynamic: Dynamic,
+    sizes: Mapping[str, int],
+    name: str,
+) -> Imported:
+    """The imported program; of blocks that compute the same only the first are exported."""
+    with sdpa_kernel(SDPBackend.MATH):
+        runs = find_runs(module, example)
+    if runs:
+        try:
+            with shortened(module, runs):
+                short = _export(module, example, dynamic, sizes, name)
+        except PrunecError:  # a module that counts on the length of its lists
+            return _export(module, example, dynamic, sizes, name)
+        graph = expanded(short.graph, module, runs)
+        if graph is not None:
+            return replace(short, graph=graph)
+    return _export(module, example, dynamic, sizes, name)
 
 
 def _export(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -20,6 +20,7 @@ __all__ = [
     "TensorType",
     "Value",
     "references",
+    "renamed",
 ]
 
 Dim = int | str
@@ -126,6 +127,22 @@ def references(arg: Arg) -> Iterator[str]:
     elif isinstance(arg, tuple):
         for item in arg:
             yield from references(item)
+
+
+def renamed(op: Op, name: Callable[[str], str]) -> Op:
+    """The operation with every value, used or made, under the name that `name` gives it."""
+
+    def arg(value: Arg) -> Arg:
+        if isinstance(value, Ref):
+            return Ref(name(value.name))
+        return tuple(map(arg, value)) if isinstance(value, tuple) else value
+
+    return replace(
+        op,
+        args=tuple(map(arg, op.args)),
+        kwargs=tuple((key, arg(value)) for key, value in op.kwargs),
+        results=tuple(map(name, op.results)),
+    )
 
 
 @dataclass(frozen=True)
