@@ -118,8 +118,9 @@ def _moments(value: torch.Tensor, consumer: Consumer, gram: bool) -> Moments:
     x = x.reshape(-1, x.shape[-1]).float()
     squares = x.square().sum(0, dtype=torch.float64).numpy()
     sums = x.sum(0, dtype=torch.float64).numpy()
+    absolute = x.abs().sum(0, dtype=torch.float64).numpy()
     product = (x.T @ x).double().numpy() if gram else None
-    return Moments(len(x), squares, sums, product)
+    return Moments(len(x), squares, sums, product, absolute)
 
 
 def _checked(moments: Moments, consumer: Consumer) -> Moments:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,18 @@ from prunec.frontends.source import Source
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 
 __all__ = [
+    "CHARACTERS",
     "Frame",
     "Ids",
+    "bad_text",
     "detokenise_wikitext",
     "frame",
     "is_word_level",
     "load_tokenizer",
+    "not_utf8",
     "read_text",
     "spread_windows",
+    "unreadable_text",
     "windows",
 ]
 
@@ -68,18 +71,28 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        fact = f"not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        remedy = f"convert it: iconv -f LATIN1 -t UTF-8 {path.name}"
-        raise _bad_text("P131", fact, path, remedy) from error
+        raise not_utf8(path, error) from error
     except OSError as error:
-        fact = f"the text cannot be read: {(error.strerror or str(error)).lower()}"
-        raise _bad_text("P130", fact, path, "give the path of a text file") from error
+        raise unreadable_text(path, error) from error
     if not text.strip():
-        raise _bad_text("P130", "the text is empty", path, "give a file that holds some text")
+        raise bad_text("P130", "the text is empty", path, "give a file that holds some text")
     return text
 
 
-def _bad_text(code: str, fact: str, path: Path, remedy: str) -> PrunecError:
+def not_utf8(path: Path, error: UnicodeDecodeError, start: int = 0) -> PrunecError:
+    """P131 for a file of which the part from byte `start` on was decoded."""
+    fact = f"not UTF-8 text: byte {start + error.start} is {error.object[error.start]:#04x}"
+    remedy = f"convert it: iconv -f LATIN1 -t UTF-8 {path.name}; unpack it if it is compressed"
+    return bad_text("P131", fact, path, remedy)
+
+
+def unreadable_text(path: Path, error: OSError) -> PrunecError:
+    """P130 for a file that the system does not open."""
+    fact = f"the text cannot be read: {(error.strerror or str(error)).lower()}"
+    return bad_text("P130", fact, path, "give the path of a text file")
+
+
+def bad_text(code: str, fact: str, path: Path, remedy: str) -> PrunecError:
     return fail(code, fact, where=str(path), help=remedy, exit_code=Exit.USAGE)
 
 
@@ -220,8 +233,3 @@ def _too_short(held: int, room: int, where: str) -> PrunecError:
         help="give a longer text, or ask for shorter windows",
         exit_code=Exit.USAGE,
     )
-
-
-def share(n: int, parts: Sequence[Any]) -> list[int]:
-    """`n` dealt out as evenly as it goes."""
-    return [n // len(parts) + (i < n % len(parts)) for i in range(len(parts))]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,17 +103,14 @@ Origin = tuple[str, int, int]
 """List, block and running number of what made a tensor."""
 
 
-@dataclass
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what each watched block does."""
 
-    stored: Mapping[int, str]
-    segments: dict[tuple[str, int], list[tuple[Any, ...]]] = field(default_factory=dict)
-    broken: set[str] = field(default_factory=set)
-    """Lists whose blocks do not simply follow one another."""
-
-    def __post_init__(self) -> None:
-        super().__init__()
+    def __init__(self, stored: Mapping[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stored = stored
+        self.segments: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
+        self.broken: set[str] = set()  # lists whose blocks do not simply follow one another
         self.current: tuple[str, int] | None = None
         self.made: dict[int, Origin] = {}
         self.alive: list[Any] = []  # so that no identity is given twice
@@ -230,7 +227,7 @@ def _matches(path: str, block: int, one: Any, two: Any) -> bool:
         return steps in ((0, 0), (1, 1)) and bool(one[2] == two[2])
     if len(one) == len(two) == 4 and one[0] == two[0] == "@":
         moved = rebased(one[1], path, block, block + 1)
-        return moved == two[1] != one[1] and one[2:] == two[2:]
+        return bool(moved == two[1] != one[1] and one[2:] == two[2:])
     return False
 
 
