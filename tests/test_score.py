@@ -14,7 +14,8 @@ from prunec.passes.compress import select
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Consumer, Coupling, Group
 from prunec.passes.profile import Moments
-from prunec.passes.score import CRITERIA, Magnitude, Random, Wanda
+from prunec.passes.score import NEEDS
+from prunec.passes.criteria import CRITERIA, Magnitude, Random, Wanda
 
 KV, SHARED, DIM = 3, 2, 4
 
@@ -140,7 +141,7 @@ def test_wanda_without_a_consumer_is_magnitude() -> None:
 
 
 def test_wanda_of_a_grouped_convolution() -> None:
-    """The weight lacks the group factor: each of its columns reads one channel of every group."""
+    """The weight lacks the group factor: its rows for each group read the channels of that group."""
     b = Builder()
     weight = b.weight(8, 3, 1, 1)
     y = b.call("aten.conv2d.default", b.space(6), weight, None, (1, 1), (0, 0), (1, 1), 2)
@@ -153,9 +154,9 @@ def test_wanda_of_a_grouped_convolution() -> None:
         if c.weight.parameter == weight.name[1:]
     ]
     found = Wanda().score(coupling, group, program.weights, seen)
-    sums = np.abs(program.weights[weight.name[1:]]).sum((0, 2, 3))
-    norms = np.sqrt(np.arange(1.0, 7.0)).reshape(2, 3).mean(0)
-    np.testing.assert_allclose(found, sums * norms, rtol=1e-6)
+    sums = np.abs(program.weights[weight.name[1:]]).reshape(2, 4, 3).sum(1)
+    norms = np.sqrt(np.arange(1.0, 7.0)).reshape(2, 3)
+    np.testing.assert_allclose(found, (sums * norms).sum(0), rtol=1e-6)
 
 
 def test_random_depends_on_seed_and_name_alone() -> None:
@@ -168,8 +169,12 @@ def test_random_depends_on_seed_and_name_alone() -> None:
 
 
 def test_criteria_say_what_they_need() -> None:
-    needs = {name: made().calibrated for name, made in CRITERIA.items()}
-    assert needs == {"magnitude": False, "random": False, "wanda": True}
+    needs = {name: made().needs for name, made in CRITERIA.items()}
+    assert all(found <= set(NEEDS) for found in needs.values())
+    assert needs["magnitude"] == needs["random"] == frozenset()
+    assert needs["wanda"] == {"squares"}
+    assert needs["obs"] == {"squares", "sums", "gram"}
+    assert needs["taylor"] == {"gradients"}
 
 
 def test_selection_keeps_the_highest_in_order() -> None:

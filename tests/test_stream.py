@@ -20,7 +20,7 @@ from prunec.passes.coupling import Consumer, Coupling
 from prunec.passes.profile import Moments
 from prunec.passes.restore import LeastSquares
 from prunec.passes.rewrite import rewrite
-from prunec.passes.score import Magnitude, Wanda
+from prunec.passes.criteria import Magnitude, Wanda
 
 TOLERANCE = 1e-5
 """Relative, float32: torch and NumPy add in another order."""

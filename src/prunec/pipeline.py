@@ -27,10 +27,11 @@ from prunec.options import InspectOptions, PruneOptions
 from prunec.output import Formats, staged
 from prunec.passes.allocate import Budget, GlobalRanking, Uniform
 from prunec.passes.compress import Compressed, compress, score_all, sites
+from prunec.passes.criteria import CRITERIA, Random
 from prunec.passes.dce import dce
 from prunec.passes.restore import LeastSquares
 from prunec.passes.rewrite import Rewritten, rewrite
-from prunec.passes.score import CRITERIA, Criterion, Random
+from prunec.passes.score import Criterion
 from prunec.planfile import read_plan, write_plan
 from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.plans import plan_document, selections_of
