@@ -1,69 +1,63 @@
 """Calibration data: batches of inputs that show the model what it is used on.
 
-Where they come from:
-
-- a text (UTF-8): windows spread evenly over it, at seeded places; several texts, separated by
-  commas, share the windows. Word-level WikiText is detokenised first.
-- an `.npz` file: arrays by input name, used as they are.
-- `self`, by what the model reads and writes:
-  a decoder writes its own text (`selfwritten`);
-  an encoder or encoder-decoder reads English prose that Python carries (`prose`);
-  a model without tokenizer reads random tokens, a vision model noise (`noise`), both weak.
+They come from one source or from a mixture (`mixture`), each read as `inputs` says. Windows of all
+sources are interleaved, so that any stretch of them stands for the whole, and each knows where it
+comes from. A few windows of each source can be held out, to measure on.
 """
 
 from __future__ import annotations
 
-import inspect
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedModel
 
-from prunec.frontends.hf import load_model
-from prunec.frontends.noise import noise_images, noise_tokens
-from prunec.frontends.prose import prose
-from prunec.frontends.selfwritten import first_token, sampling_dtype, write_text
+from prunec.frontends.arrays import Array
+from prunec.frontends.inputs import ARRAYS, TOKENS, Inputs, Progress, Reader
+from prunec.frontends.mixture import SELF, Part, deal, interleave, parse_mixture
 from prunec.frontends.source import Source
-from prunec.frontends.text import (
-    Ids,
-    detokenise_wikitext,
-    is_word_level,
-    load_tokenizer,
-    read_text,
-    share,
-    spread_windows,
-    windows,
-)
-from prunec.ir.diagnostics import Exit, PrunecError, fail
+from prunec.frontends.text import detokenise_wikitext, windows
+from prunec.ir.diagnostics import Exit, fail
 
-__all__ = ["SELF", "Calibration", "Progress", "calibration", "detokenise_wikitext", "windows"]
+__all__ = [
+    "SELF",
+    "Calibration",
+    "Progress",
+    "Share",
+    "calibration",
+    "detokenise_wikitext",
+    "windows",
+]
 
-Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]
-"""Called with what is done and what there is to do, in tokens."""
 
-SELF = "self"
-ARRAYS = ".npz"
-TOKENS, PIXELS = "input_ids", "pixel_values"
-IMAGE_SIZE = 224
-"""Side of the images where neither model nor processor says; convolutions take any size."""
+@dataclass(frozen=True)
+class Share:
+    """One source in the mixture: its `weight` of all (they sum to 1), how many windows it gives
+    to calibrate on, and how many more are held out."""
+
+    name: str
+    origin: str
+    weight: float = 1.0
+    windows: int = 0
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Inputs by name, each with one row a window (or image) in the first dimension.
 
-    `origin` says where they come from, for reports; `notes` what the user should know of them.
+    `labels` gives for each window its place in `sources`. `origin` says where the data come from,
+    for reports; `notes` what the user should know of them. `held_out` are windows of the same
+    sources, and none of these.
     """
 
     inputs: Mapping[str, Array]
     origin: str
     notes: tuple[str, ...] = ()
+    sources: tuple[Share, ...] = ()
+    labels: tuple[int, ...] = ()
+    held_out: Calibration | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -79,13 +73,22 @@ class Calibration:
         for start in range(0, len(self), size):
             yield {name: array[start : start + size] for name, array in self.inputs.items()}
 
+    def of(self, source: int) -> Calibration:
+        """The windows of one source."""
+        return self._taken([i for i, label in enumerate(self.labels) if label == source])
+
     def split(self, held_out: int) -> tuple[Calibration, Calibration]:
         """All but the last `held_out` windows, and those."""
         assert 0 < held_out < len(self), f"{held_out} of {len(self)} windows cannot be held out"
         cut = len(self) - held_out
-        kept = {name: array[:cut] for name, array in self.inputs.items()}
-        rest = {name: array[cut:] for name, array in self.inputs.items()}
-        return replace(self, inputs=kept), replace(self, inputs=rest)
+        return self._taken(range(cut)), self._taken(range(cut, len(self)))
+
+    def _taken(self, rows: Sequence[int]) -> Calibration:
+        """Some of the windows."""
+        chosen = list(rows)
+        inputs = {name: array[chosen] for name, array in self.inputs.items()}
+        labels = tuple(self.labels[i] for i in chosen) if self.labels else ()
+        return replace(self, inputs=inputs, labels=labels, held_out=None)
 
 
 def calibration(
@@ -96,179 +99,121 @@ def calibration(
     length: int,
     seed: int,
     progress: Progress | None = None,
+    *,
+    held_out: int = 0,
 ) -> Calibration:
-    """`n` windows of `length` tokens (or n images) for a model, from what `spec` names.
+    """`n` windows of `length` tokens (or n images) for a model, from what `spec` names, and of
+    each source `held_out` more where it has them.
 
     `model` may be on the meta device: it is asked what it reads, and loaded only to write text.
     Token ids and masks are int64, images float32. Fewer windows than asked for, or shorter ones,
-    are noted. Raises P130 to P136, and P101 to P124 where the model has to be loaded.
+    are noted. Raises P130 to P141, and P101 to P124 where the model has to be loaded.
     """
-    if spec != SELF:
-        return _from_files(source, model, spec, n, length, seed)
-    match model.main_input_name:
-        case "input_ids":
-            return _by_itself(source, model, n, length, seed, progress)
-        case "pixel_values":
-            return _noise(model, n, seed)
-        case other:
+    parts = parse_mixture(spec)
+    reader = Reader(source, model, length, seed, progress)
+    counts = deal(n, [part.weight for part in parts])
+    found = [
+        _read(reader, part, count, held_out)
+        for part, count in zip(parts, counts, strict=True)
+        if count + held_out
+    ]
+    _check_alike(found)
+    total = sum(part.weight for part in parts)
+    shares = tuple(
+        Share(f.part.name, f.inputs.origin, f.part.weight / total, len(f.kept), len(f.rest))
+        for f in found
+    )
+    notes = _notes(parts, counts, found, held_out)
+    main = _mixed(found, [f.kept for f in found], shares, notes)
+    assert main is not None, "every source has at least one window"
+    return replace(main, held_out=_mixed(found, [f.rest for f in found], shares, ()))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Windows of one source, in those to calibrate on (`kept`) and those held out (`rest`)."""
+
+    part: Part
+    inputs: Inputs
+    kept: list[int]
+    rest: list[int]
+
+
+def _read(reader: Reader, part: Part, count: int, held_out: int) -> _Found:
+    """Windows beyond `count` are held out, from places spread evenly over the source."""
+    inputs = reader.read(part, count + held_out)
+    spare = max(0, len(inputs) - count)
+    rest = {(2 * i + 1) * len(inputs) // (2 * spare) for i in range(spare)}
+    kept = [i for i in range(len(inputs)) if i not in rest]
+    if len(kept) < count:
+        length = inputs.arrays[TOKENS].shape[1] if TOKENS in inputs.arrays else 0
+        what = f"windows of {length} tokens" if length else "samples"
+        inputs.notes.append(f"{part.name} holds {len(kept)} {what}, not {count}")
+    return _Found(part, inputs, kept, sorted(rest))
+
+
+def _check_alike(found: Sequence[_Found]) -> None:
+    """Windows of one shape can be in one batch."""
+    first = found[0]
+    for other in found[1:]:
+        for name in _common(found):
+            shapes = [list(f.inputs.arrays[name].shape[1:]) for f in (first, other)]
+            if shapes[0] == shapes[1]:
+                continue
             raise fail(
-                "P134",
-                f"there is no built-in calibration for models that read {other}",
-                where=type(model).__name__,
-                help=f"give inputs as arrays: --calibration FILE{ARRAYS}",
+                "P141",
+                f"{name} of {other.part.name} has windows of shape {shapes[1]}, of"
+                f" {first.part.name} of {shapes[0]}",
+                where="--calibration",
+                help=_remedy(name, first, other),
+                exit_code=Exit.USAGE,
             )
 
 
-def _from_files(
-    source: Source, model: PreTrainedModel, spec: str, n: int, length: int, seed: int
-) -> Calibration:
-    paths = [Path(spec)] if Path(spec).exists() else [Path(part) for part in spec.split(",")]
-    if len(paths) == 1 and paths[0].suffix == ARRAYS:
-        return _arrays(model, paths[0], n)
-    if model.main_input_name != TOKENS:
-        raise fail(
-            "P134",
-            f"a text cannot calibrate a model that reads {model.main_input_name}",
-            where=spec,
-            help=f"give inputs as arrays (--calibration FILE{ARRAYS}), or use --calibration self",
-            exit_code=Exit.USAGE,
-        )
-    texts = [read_text(path) for path in paths]
-    tokenizer = load_tokenizer(source)
-    length, notes = _fit_length(model, length, tokenizer)
-    found = []
-    for path, text, count in zip(paths, texts, share(n, paths), strict=True):
-        if not count:
-            notes.append(f"{path.name} is not used: there are more texts than windows")
-            continue
-        if is_word_level(text):
-            text = detokenise_wikitext(text)
-            notes.append(f"{path.name} is word-level text: detokenised")
-        found.append(spread_windows(text, tokenizer, count, length, seed, str(path)))
-    names = ", ".join(path.name for path in paths)
-    return _of_text(model, np.concatenate(found), f"text of {names}", n, notes)
+def _remedy(name: str, *found: _Found) -> str:
+    """Texts can be cut to the length of arrays, arrays only by whoever saved them."""
+    fixed = [f.inputs.arrays[name] for f in found if f.inputs.origin.startswith(ARRAYS)]
+    if name == TOKENS and len(fixed) == 1:
+        return f"cut the text alike: --calibration-length {fixed[0].shape[1]}"
+    return "pad or cut all samples to one shape"
 
 
-def _by_itself(
-    source: Source,
-    model: PreTrainedModel,
-    n: int,
-    length: int,
-    seed: int,
-    progress: Progress | None,
-) -> Calibration:
-    if model.can_generate() and not model.config.is_encoder_decoder:
-        length, notes = _fit_length(model, length)
-        if first_token(model) is None:
-            notes.append("the model names no first token: its texts start with random ones")
-        writer = _with_weights(source, model)
-        ids = write_text(writer, n, length, seed, progress)
-        return _of_text(model, ids, "text written by the model itself", n, notes)
-    if source.tokenizer:
-        tokenizer = load_tokenizer(source)
-        length, notes = _fit_length(model, length, tokenizer)
-        ids = spread_windows(prose(), tokenizer, n, length, seed, "built-in prose")
-        return _of_text(model, ids, "built-in prose (Python's documentation)", n, notes)
-    length, notes = _fit_length(model, length)
-    notes.append("random tokens calibrate weakly: give a tokenizer and a text")
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = noise_tokens(n, length, vocabulary, seed)
-    return _of_text(model, ids, "random tokens", n, notes)
+def _common(found: Sequence[_Found]) -> list[str]:
+    """Inputs that every source gives."""
+    return [name for name in found[0].inputs.arrays if all(name in f.inputs.arrays for f in found)]
 
 
-def _with_weights(source: Source, model: PreTrainedModel) -> PreTrainedModel:
-    on_meta = any(parameter.is_meta for parameter in model.parameters())
-    return load_model(source, dtype=sampling_dtype()) if on_meta else model
+def _mixed(
+    found: Sequence[_Found],
+    rows: Sequence[list[int]],
+    shares: tuple[Share, ...],
+    notes: tuple[str, ...],
+) -> Calibration | None:
+    labels = interleave([len(chosen) for chosen in rows])
+    if not labels:
+        return None
+    order = np.argsort(np.argsort(labels, kind="stable"), kind="stable")
+    inputs = {}
+    for name in _common(found):
+        taken = [f.inputs.arrays[name][some] for f, some in zip(found, rows, strict=True)]
+        inputs[name] = np.concatenate(taken)[order]
+    return Calibration(inputs, _origin(shares), notes, shares, tuple(labels))
 
 
-def _of_text(
-    model: PreTrainedModel, ids: Ids, origin: str, n: int, notes: list[str]
-) -> Calibration:
-    """Everything that a model of text is called with."""
-    if len(ids) < n:
-        notes.append(f"the text holds {len(ids)} windows of {ids.shape[1]} tokens, not {n}")
-    inputs: dict[str, Array] = {TOKENS: ids}
-    if "attention_mask" in inspect.signature(model.forward).parameters:
-        inputs["attention_mask"] = np.ones_like(ids)
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = _shifted(model, ids)
-    return Calibration(inputs, origin, tuple(notes))
+def _origin(shares: Sequence[Share]) -> str:
+    if len(shares) == 1:
+        return shares[0].origin
+    total = sum(share.windows for share in shares)
+    return ", ".join(f"{share.windows / total:.0%} {share.origin}" for share in shares)
 
 
-def _shifted(model: PreTrainedModel, ids: Ids) -> Ids:
-    """What the decoder reads while it writes `ids`: a start token, then all but the last."""
-    config = model.config
-    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
-    candidates = [getattr(config, name, None) for name in names]
-    start = next((token for token in candidates if token is not None), 0)
-    return np.concatenate([np.full((len(ids), 1), start, np.int64), ids[:, :-1]], axis=1)
-
-
-def _fit_length(
-    model: PreTrainedModel, length: int, tokenizer: Any = None
-) -> tuple[int, list[str]]:
-    """The length, or the longest that the model can read if that is shorter, and a note then."""
-    config = model.config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None)]
-    limits.append(getattr(tokenizer, "model_max_length", None))
-    longest = min(
-        (limit for limit in limits if isinstance(limit, int) and limit > 0), default=length
-    )
-    if length <= longest:
-        return length, []
-    return longest, [f"windows have {longest} tokens, the most that the model reads"]
-
-
-def _noise(model: PreTrainedModel, n: int, seed: int) -> Calibration:
-    config = model.config
-    channels = getattr(config, "num_channels", None) or 3
-    height, width = _image_size(config)
-    images = noise_images(n, channels, height, width, seed)
-    note = f"noise calibrates weakly: give real images as arrays in an {ARRAYS} file"
-    return Calibration({PIXELS: images}, f"noise images of {height} x {width}", (note,))
-
-
-def _image_size(config: Any) -> tuple[int, int]:
-    holders = (config, getattr(config, "vision_config", None))
-    size: Any = next((s for h in holders if (s := getattr(h, "image_size", None))), IMAGE_SIZE)
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return int(height), int(width)
-
-
-def _arrays(model: PreTrainedModel, path: Path, n: int) -> Calibration:
-    accepted = inspect.signature(model.forward).parameters
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            inputs = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _bad_arrays(path, f"the arrays cannot be read: {said}") from error
-    if unknown := sorted(set(inputs) - set(accepted)):
-        raise _bad_arrays(path, f"the model has no input {', '.join(unknown)}")
-    if model.main_input_name not in inputs:
-        raise _bad_arrays(path, f"there is no array {model.main_input_name}")
-    counts = {len(array) if array.ndim else 0 for array in inputs.values()}
-    if len(counts) > 1 or 0 in counts:
-        raise _bad_arrays(path, "the arrays differ in their first dimension, or are empty")
-    wide = {name: _widened(array[:n]) for name, array in inputs.items()}
-    return Calibration(wide, f"arrays of {path.name}")
-
-
-def _widened(array: Array) -> Array:
-    """Integers as int64 and floats as float32, as models expect them."""
-    if array.dtype == np.bool_:
-        return array
-    return array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32)
-
-
-def _bad_arrays(path: Path, fact: str) -> PrunecError:
-    return fail(
-        "P135",
-        fact,
-        where=str(path),
-        help="save one array for each input of the model, first dimension the samples:"
-        " numpy.savez(file, pixel_values=...)",
-        exit_code=Exit.USAGE,
-    )
+def _notes(
+    parts: Sequence[Part], counts: Sequence[int], found: Sequence[_Found], held_out: int
+) -> tuple[str, ...]:
+    unused = "measured and not calibrated on" if held_out else "not used"
+    lost = [
+        f"{part.name} is {unused}: there are more sources than windows"
+        for part, count in zip(parts, counts, strict=True)
+        if not count
+    ]
+    return tuple(dict.fromkeys([*(note for f in found for note in f.inputs.notes), *lost]))

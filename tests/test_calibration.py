@@ -176,7 +176,7 @@ def test_several_texts_share_the_windows(
     (tmp_path / "b.txt").write_text("w2 " * 100)
     source, model = make("decoder")
     found = calibration(source, model, f"{tmp_path}/a.txt,{tmp_path}/b.txt", 5, 10, seed=0)
-    assert found.inputs["input_ids"].mean(axis=1).tolist() == [4, 4, 4, 5, 5]
+    assert found.inputs["input_ids"].mean(axis=1).tolist() == [4, 5, 4, 5, 4]
 
 
 def test_what_is_not_as_asked_is_noted(
@@ -349,7 +349,7 @@ def test_arrays_are_used_as_they_are(
     images = np.random.default_rng(0).random((5, 3, 8, 8))
     np.savez(path, pixel_values=images)
     found = calibration(source, model, str(path), 3, 0, seed=0)
-    np.testing.assert_array_equal(found.inputs["pixel_values"], images[:3].astype(np.float32))
+    np.testing.assert_array_equal(found.inputs["pixel_values"], images[[0, 1, 3]].astype(np.float32))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from prunec.calibrating import Calibrated
+from prunec.calibrating import Calibrated, Sample
 from prunec.ir.axes import Selection
 from prunec.passes.profile import Array, Weights
 from prunec.state import State
@@ -15,6 +16,7 @@ from prunec.state import State
 __all__ = ["StateJournal", "load_calibration", "save_calibration"]
 
 KEEP, PARENT, WEIGHT = "keep:", "parent:", "weight:"
+BATCH, SAMPLE = "batch", "sample"
 
 
 @dataclass(frozen=True)
@@ -56,23 +58,43 @@ class StateJournal:
 
 def save_calibration(state: State, found: Calibrated) -> None:
     """Keep the batches: text that a model wrote is the longest step of some runs."""
-    arrays = {
-        f"{i}:{name}": array
-        for i, batch in enumerate(found.batches)
-        for name, array in batch.items()
+    stored = {
+        f"{BATCH}{i}:{k}": x for i, batch in enumerate(found.batches) for k, x in batch.items()
     }
-    described = "\n".join(f"{k}={v}" for k, v in found.description.items())
-    state.save("calibration", arrays | {"about": np.frombuffer(described.encode(), np.uint8)})
+    for i, sample in enumerate(found.samples):
+        stored |= {f"{SAMPLE}{i}:{name}": array for name, array in sample.inputs.items()}
+    about = {
+        "description": dict(found.description),
+        "sources": [asdict(share) for share in found.sources],
+        "labels": found.labels,
+        "samples": [(sample.source, sample.held_out) for sample in found.samples],
+    }
+    state.save("calibration", stored | {"about": _bytes(json.dumps(about))})
 
 
 def load_calibration(state: State) -> Calibrated | None:
     stored = state.load("calibration")
     if stored is None:
         return None
-    about = bytes(stored.pop("about")).decode()
-    batches: dict[int, dict[str, Array]] = {}
+    from prunec.frontends.calibration import Share
+
+    about = json.loads(bytes(stored.pop("about")))
+    inputs: dict[str, dict[str, Array]] = {}
     for key, array in stored.items():
-        number, _, name = key.partition(":")
-        batches.setdefault(int(number), {})[name] = array
-    description = dict(line.split("=", 1) for line in about.splitlines())
-    return Calibrated(tuple(batches[i] for i in sorted(batches)), description)
+        place, _, name = key.partition(":")
+        inputs.setdefault(place, {})[name] = array
+    count = sum(place.startswith(BATCH) for place in inputs)
+    return Calibrated(
+        tuple(inputs[f"{BATCH}{i}"] for i in range(count)),
+        about["description"],
+        tuple(Share(**share) for share in about["sources"]),
+        tuple(about["labels"]),
+        tuple(
+            Sample(source, inputs[f"{SAMPLE}{i}"], held_out)
+            for i, (source, held_out) in enumerate(about["samples"])
+        ),
+    )
+
+
+def _bytes(text: str) -> Array:
+    return np.frombuffer(text.encode(), np.uint8)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prunec.frontends.mixture import Part, parse_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.target import Target
 
@@ -21,7 +22,10 @@ __all__ = [
 ]
 
 AUTO = "auto"
-ARRAYS = ".npz"
+
+TEXT_WINDOWS, OWN_WINDOWS, MIXED_WINDOWS = (64, 512), (32, 256), (64, 256)
+"""Windows and tokens of each by default: of texts, of what the model writes itself, which takes
+it minutes, and of both mixed."""
 
 METHODS = {"wanda": True, "magnitude": False, "random": False}
 """Criteria by name, and whether each one needs calibration data."""
@@ -54,7 +58,7 @@ class InspectOptions:
 class PruneOptions:
     """One pruning run.
 
-    `calibration` is `self`, `none`, text files separated by commas, or an .npz file. `auto` and
+    `calibration` is `none`, or sources with weights (see `frontends.mixture`). `auto`, None and
     empty `formats` leave a choice to `settle`. Empty `groups` means every role within blocks
     that the layout and formats can hold.
     """
@@ -65,8 +69,8 @@ class PruneOptions:
     method: str = AUTO
     groups: tuple[str, ...] = ()
     calibration: str = AUTO
-    calibration_samples: int = 64
-    calibration_length: int = 512
+    calibration_samples: int | None = None
+    calibration_length: int | None = None
     formats: tuple[str, ...] = ()
     layout: str = "uniform"
     round_to: int = 1
@@ -88,12 +92,14 @@ class PruneOptions:
         return self.calibration != "none"
 
     @property
+    def mixture(self) -> tuple[Part, ...]:
+        """The sources of calibration data; raises PrunecError (P137) for a mistake in them."""
+        return () if self.calibration in (AUTO, "none") else parse_mixture(self.calibration)
+
+    @property
     def calibration_files(self) -> tuple[Path, ...]:
-        """The files that `calibration` names, separated by commas."""
-        if self.calibration in (AUTO, "self", "none"):
-            return ()
-        whole = Path(self.calibration)
-        return (whole,) if whole.exists() else tuple(map(Path, self.calibration.split(",")))
+        """The files and folders among the sources."""
+        return tuple(part.path for part in self.mixture if part.path is not None)
 
     def settle(self) -> PruneOptions:
         """The same run with every choice made; raises PrunecError (exit 2) with all mistakes.
@@ -119,6 +125,8 @@ class PruneOptions:
             method=method,
             restore=restore,
             calibration=calibration,
+            calibration_samples=self.calibration_samples or _windows(calibration)[0],
+            calibration_length=self.calibration_length or _windows(calibration)[1],
             formats=tuple(f for f in FORMATS if f in formats),
         )
         needy = list(settled._unfed())
@@ -138,7 +146,7 @@ class PruneOptions:
         yield from _positive("--round-to", self.round_to)
         yield from _positive("--calibration-samples", self.calibration_samples)
         yield from _positive("--calibration-length", self.calibration_length)
-        yield from _readable(self.calibration_files)
+        yield from _readable(self)
         yield from self._conflicts()
 
     def _conflicts(self) -> Iterable[Diagnostic]:
@@ -190,20 +198,33 @@ def _known(option: str, name: str, choices: Iterable[str]) -> Iterable[Diagnosti
     )
 
 
-def _positive(option: str, value: int) -> Iterable[Diagnostic]:
-    if value >= 1:
+def _positive(option: str, value: int | None) -> Iterable[Diagnostic]:
+    if value is None or value >= 1:
         return
     yield Diagnostic("P811", f"{option} must be at least 1, not {value}", option)
 
 
-def _readable(files: Iterable[Path]) -> Iterable[Diagnostic]:
-    """Mistakes in the calibration texts; arrays are looked at when they are needed."""
-    from prunec.frontends.text import read_text
+def _windows(calibration: str) -> tuple[int, int]:
+    """How many windows, and tokens in each, by default."""
+    if calibration in (AUTO, "none"):
+        return TEXT_WINDOWS
+    own = [part.path is None for part in parse_mixture(calibration)]
+    if not any(own):
+        return TEXT_WINDOWS
+    return OWN_WINDOWS if all(own) else MIXED_WINDOWS
 
+
+def _readable(options: PruneOptions) -> Iterable[Diagnostic]:
+    """Mistakes in the sources of calibration data, as far as they show without the model."""
+    from prunec.frontends.places import check_place
+
+    try:
+        files = options.calibration_files
+    except PrunecError as error:
+        yield from error.diagnostics
+        return
     for path in files:
-        if path.suffix == ARRAYS and path.is_file():
-            continue
         try:
-            read_text(path)
+            check_place(path)
         except PrunecError as error:
             yield from error.diagnostics

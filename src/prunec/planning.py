@@ -17,11 +17,14 @@ from prunec.passes.allocate import Budget, Uniform, least_counts
 from prunec.passes.coupling import Group
 from prunec.target import Target
 
-__all__ = ["Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
+__all__ = ["LENGTH", "Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
 
 DEFAULT_ROLES = ("neuron", "channel", "query_head", "kv_head", "expert")
 """What is pruned when `--groups` does not say: what lies within blocks. `hidden` and `head_dim`
 touch every layer at once, and are pruned on request."""
+
+LENGTH = 512
+"""Tokens of the one sequence that FLOPs and activations are counted for."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +136,10 @@ def _example(loaded: Loaded, length: int) -> dict[str, int]:
 
 def make_budget(loaded: Loaded, options: PruneOptions, choice: Choice) -> Budget:
     """All targets as one: the largest share of its limit that any cost takes, in millionths."""
-    bounds = limits(loaded, options.targets, options.calibration_length)
+    bounds = limits(loaded, options.targets, LENGTH)
 
     def cost(counts: Mapping[str, int]) -> int:
-        shares = [
-            measure(loaded, t.metric, counts, options.calibration_length) / limit
-            for t, limit in bounds
-        ]
+        shares = [measure(loaded, t.metric, counts, LENGTH) / limit for t, limit in bounds]
         return round(max(shares) * 1_000_000)
 
     budget = Budget(cost, 1_000_000, options.round_to, choice.allowed)
@@ -155,8 +155,8 @@ def _unreachable(
     least = least_counts(choice.groups, budget)
     problems = []
     for target in options.targets:
-        dense = measure(loaded, target.metric, {}, options.calibration_length)
-        left = measure(loaded, target.metric, least, options.calibration_length)
+        dense = measure(loaded, target.metric, {}, LENGTH)
+        left = measure(loaded, target.metric, least, LENGTH)
         if left <= target.limit(dense):
             continue
         roles = ", ".join(dict.fromkeys(g.role for g in choice.groups))

@@ -14,11 +14,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from prunec.frontends.mixture import spell_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.options import PruneOptions
 from prunec.target import parse_targets
 
-__all__ = ["Recipe", "check_files", "hash_source", "read_recipe", "write_recipe"]
+__all__ = [
+    "MODEL",
+    "Recipe",
+    "check_files",
+    "hash_data",
+    "hash_source",
+    "read_recipe",
+    "write_recipe",
+]
 
 VERSION = 1
 
@@ -49,6 +58,9 @@ MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
 
 CHUNK = 1 << 22
 
+MODEL = "model"
+"""What the model's file is to the user; see `check_files`."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -68,7 +80,7 @@ def write_recipe(path: Path, options: PruneOptions, sha256: str) -> None:
         "version": VERSION,
         "model": {"path": _absolute(options.model), "sha256": sha256},
         "options": {name: _as_yaml(options, name) for name in OPTIONS},
-        "files": {str(p.absolute()): hash_source(p) for p in named},
+        "files": {str(p.absolute()): hash_data(p) for p in named},
         "versions": {"python": platform.python_version(), **_versions()},
     }
     import yaml
@@ -92,7 +104,8 @@ def read_recipe(path: Path) -> Recipe:
 def check_files(recipe: Recipe, names: Mapping[str, str]) -> None:
     """Raise PrunecError (exit 2) when files of the recipe are not what they were.
 
-    `names` maps those that the run takes from the recipe to what they are to the user.
+    `names` maps those that the run takes from the recipe to what they are to the user; the model
+    is the `MODEL`.
     """
     changed = [
         Diagnostic(
@@ -103,7 +116,7 @@ def check_files(recipe: Recipe, names: Mapping[str, str]) -> None:
         )
         for name, what in names.items()
         if name in recipe.files and Path(name).exists()
-        if hash_source(Path(name)) != recipe.files[name]
+        if _hash_as(what, Path(name)) != recipe.files[name]
     ]
     if changed:
         raise PrunecError(changed, Exit.USAGE)
@@ -124,6 +137,20 @@ def hash_source(path: Path) -> str:
     for file in sorted(files, key=lambda p: p.name):
         total.update(f"{file.name}\0{_hash_file(file)}\n".encode())
     return total.hexdigest()
+
+
+def hash_data(path: Path) -> str:
+    """SHA-256 of a file, or of a folder: of the names and contents of all files in it."""
+    if not path.is_dir():
+        return _hash_file(path)
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{file.relative_to(path).as_posix()}\0{_hash_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _hash_as(what: str, path: Path) -> str:
+    return hash_source(path) if what == MODEL else hash_data(path)
 
 
 def _hash_file(path: Path) -> str:
@@ -200,8 +227,7 @@ def _as_yaml(options: PruneOptions, name: str) -> Any:
         case "plan", plan:
             return None if plan is None else str(plan.absolute())
         case "calibration", _:
-            files = [str(path.absolute()) for path in options.calibration_files]
-            return ",".join(files) or options.calibration
+            return spell_mixture(options.mixture) if options.mixture else options.calibration
         case _, tuple() as values:
             return list(values)
         case _, value:

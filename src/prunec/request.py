@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunec.frontends.mixture import parse_mixture
 from prunec.ir.diagnostics import Exit, fail
 from prunec.options import PruneOptions
 from prunec.output import check_output
 from prunec.planfile import read_plan
-from prunec.recipe import Recipe, check_files, read_recipe
+from prunec.recipe import MODEL, Recipe, check_files, read_recipe
 from prunec.target import parse_targets
 
 __all__ = ["prune_options"]
 
 RIVALS = {"targets": "plan", "plan": "targets"}
 """Of these only one can be given: what is typed displaces the recipe's."""
+
+NAMED = {"model": MODEL, "plan": "plan"}
+"""Options that name a file of the recipe, and what it is to the user."""
 
 
 def prune_options(typed: Mapping[str, Any], *, as_json: bool = False) -> PruneOptions:
@@ -59,7 +63,9 @@ def _with_recipe(typed: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     }
     if "model" not in typed and recipe.model:
         taken["model"] = recipe.model
-    what = {"model": "model", "plan": "plan", "calibration": "calibration text"}
-    named = {key: str(taken[key]).split(",") for key in what if key in taken}
-    check_files(recipe, {path: what[key] for key, paths in named.items() for path in paths})
+    names = {str(taken[key]): what for key, what in NAMED.items() if key in taken}
+    if taken.get("calibration", "none") not in ("none", "auto"):
+        parts = parse_mixture(taken["calibration"])
+        names |= {str(part.path): "calibration data" for part in parts if part.path is not None}
+    check_files(recipe, names)
     return {**taken, **typed}

@@ -65,7 +65,8 @@ def state_key(options: PruneOptions, sha256: str) -> str:
     told = replace(
         options, out=None, recipe=None, overwrite=False, verify=False, json=False, resume=True
     )
-    files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in told.calibration_files]
+    named = [f for path in told.calibration_files for f in (path, *sorted(path.rglob("*")))]
+    files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in named]
     return hashlib.sha256(repr((told, files, sha256)).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from prunec.loading import Loaded
 from prunec.options import InspectOptions
 from prunec.passes.cost import Polynomial, itemsize
 from prunec.passes.coupling import Group
-from prunec.planning import measure
+from prunec.planning import LENGTH, measure
 from prunec.reports import (
     Check,
     GroupRow,
@@ -19,6 +19,7 @@ from prunec.reports import (
     PinRow,
     PruneReport,
     Sizes,
+    SourceRow,
     TargetRow,
     WrittenFormat,
 )
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from prunec.pipeline import Pruned
 
 __all__ = ["inspect_report", "prune_report", "sizes"]
-
-LENGTH = 512
 
 
 def sizes(loaded: Loaded, counts: Mapping[str, int], length: int = LENGTH) -> Sizes:
@@ -117,7 +116,10 @@ def pin_rows(loaded: Loaded) -> Sequence[PinRow]:
 
 
 def prune_report(
-    pruned: Pruned, written: Sequence[WrittenFormat], checks: Sequence[Check]
+    pruned: Pruned,
+    written: Sequence[WrittenFormat],
+    checks: Sequence[Check],
+    sources: Sequence[SourceRow] = (),
 ) -> PruneReport:
     loaded, options = pruned.loaded, pruned.options
     counts = {name: s.count for name, s in pruned.compressed.selections.items()}
@@ -138,6 +140,7 @@ def prune_report(
         pinned=tuple(pin_rows(loaded)),
         formats=tuple(written),
         checks=tuple(checks),
+        sources=tuple(sources),
         seconds=pruned.seconds,
         warnings=tuple(pruned.warnings),
         notes=notes,
@@ -145,11 +148,11 @@ def prune_report(
 
 
 def _target_rows(pruned: Pruned, counts: Mapping[str, int]) -> Sequence[TargetRow]:
-    loaded, length = pruned.loaded, pruned.options.calibration_length
+    loaded = pruned.loaded
     rows = []
     for target in pruned.options.targets:
-        dense = measure(loaded, target.metric, {}, length)
-        left = measure(loaded, target.metric, counts, length)
+        dense = measure(loaded, target.metric, {}, LENGTH)
+        left = measure(loaded, target.metric, counts, LENGTH)
         rows.append(
             TargetRow(target.text, dense, target.limit(dense), left, target.met(dense, left))
         )

@@ -53,6 +53,7 @@ TELLTALES: dict[str, int] = {
 
 EXTRAS = {
     "accelerate": "torch",
+    "datasets": "datasets",
     "gguf": "torch",
     "huggingface_hub": "torch",
     "onnxscript": "torch",

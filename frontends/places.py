@@ -1,0 +1,82 @@
+"""What a source of calibration data holds, told by the names of its files; nothing is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, assert_never
+
+from prunec.frontends.dataset import TABLES, is_saved, need_library, read_dataset
+from prunec.frontends.passages import LEAST, Document, read_passages
+from prunec.frontends.records import read_records
+from prunec.frontends.text import bad_text
+from prunec.ir.diagnostics import Exit, fail
+
+__all__ = ["Kind", "check_place", "kind_of", "read_document"]
+
+Kind = Literal["text", "records", "dataset", "arrays"]
+
+RECORDS = (".jsonl", ".ndjson", ".json")
+ARRAYS = (".npz", ".npy")
+
+
+def kind_of(path: Path) -> Kind:
+    """What the file or folder holds. Raises P130 when there is none, P139 for a folder of
+    neither arrays nor a data set."""
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if not path.exists():
+        fact = "the text cannot be read: no such file or directory"
+        raise bad_text("P130", fact, path, "give a file or folder that exists, or `self`")
+    suffix = path.suffix.lower()
+    if suffix in ARRAYS:
+        return "arrays"
+    if suffix in RECORDS:
+        return "records"
+    return "dataset" if suffix in TABLES else "text"
+
+
+def check_place(path: Path) -> None:
+    """Raise what is wrong with a source as far as it shows without the model: P130, P131, P138,
+    P139, and P994 when a data set needs a package that is not installed."""
+    match kind_of(path):
+        case "text" | "records":
+            read_document(path)
+        case "dataset":
+            need_library(path)
+        case "arrays":
+            return
+
+
+def read_document(path: Path, most: int = LEAST, seed: int = 0) -> Document:
+    """The text of a file or data set, or about `most` characters of a very large one."""
+    kind = kind_of(path)
+    match kind:
+        case "text":
+            return read_passages(path, most)
+        case "records":
+            return read_records(path, most)
+        case "dataset":
+            return read_dataset(path, most, seed)
+        case "arrays":
+            raise bad_text("P130", "arrays are no text", path, "give a text or JSON-lines file")
+    assert_never(kind)
+
+
+def _kind_of_folder(path: Path) -> Kind:
+    if is_saved(path):
+        return "dataset"
+    suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
+    arrays, tables = suffixes & {*ARRAYS}, suffixes & {*TABLES, *RECORDS, ".csv", ".txt"}
+    if arrays and not tables:
+        return "arrays"
+    if tables and not arrays:
+        return "dataset"
+    fact = "the folder holds both arrays and texts" if arrays else "the folder holds no data"
+    raise fail(
+        "P139",
+        fact,
+        where=str(path),
+        help="give a folder of .npy or .npz files, of .parquet or .jsonl files, or one that"
+        " `datasets` saved with save_to_disk",
+        exit_code=Exit.USAGE,
+    )
