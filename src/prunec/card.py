@@ -9,7 +9,9 @@ from pathlib import Path
 
 from prunec import __version__
 from prunec.escape import markdown, printable
-from prunec.reports import PruneReport, Sizes
+from prunec.frontends.mixture import parse_mixture
+from prunec.reports import PruneReport, Sizes, SourceRow
+from prunec.show import measured_on, perplexity
 
 __all__ = ["render_card"]
 
@@ -40,6 +42,7 @@ def render_card(report: PruneReport) -> str:
         "dense and needs no sparse kernels.",
         _costs(report.dense, report.pruned),
         _how(report),
+        _sources(report),
         _groups(report),
         _formats(report),
         "The licence and the limits of the original model apply. Measure the quality on your own "
@@ -72,8 +75,8 @@ def _costs(dense: Sizes, pruned: Sizes) -> str:
 
 def _how(report: PruneReport) -> str:
     calibration = report.calibration
-    if calibration not in ("self", "none"):
-        calibration = ", ".join(Path(part).name for part in calibration.split(","))
+    if calibration not in ("none", "auto"):
+        calibration = ", ".join(part.name for part in parse_mixture(calibration))
     facts = {
         "target": ", ".join(target.text for target in report.targets) or "a given plan",
         "method": report.method,
@@ -83,6 +86,30 @@ def _how(report: PruneReport) -> str:
     }
     lines = [f"| {key} | {markdown(value)} |" for key, value in facts.items()]
     return "\n".join(["| how | |", "|---|---|", *lines])
+
+
+def _sources(report: PruneReport) -> str:
+    """What pruning did to each source of calibration data, by name alone."""
+    if not report.sources:
+        return ""
+    rows = [
+        f"| {markdown(s.name)} | {100 * s.weight:.3g} % | {_effect(s)} | {measured_on(s)} |"
+        for s in report.sources
+    ]
+    if report.sources[0].metric == "cross_entropy":
+        what = "Mean negative log-likelihood of the next token, in nats (perplexity in brackets)."
+        head = ["| source | weight | dense | pruned | measured on |", "|---|---:|---:|---:|---|"]
+    else:
+        what = "Norm of the change of the outputs over the norm of the dense outputs."
+        head = ["| source | weight | change | measured on |", "|---|---:|---:|---|"]
+    return "\n".join(["## What it does to each source", "", what, "", *head, *rows])
+
+
+def _effect(source: SourceRow) -> str:
+    if source.metric != "cross_entropy":
+        return f"{source.pruned:.3g}"
+    sides = (source.dense, source.pruned)
+    return " | ".join(f"{loss:.3f} ({perplexity(loss):.4g})" for loss in sides)
 
 
 def _groups(report: PruneReport) -> str:

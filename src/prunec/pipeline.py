@@ -14,6 +14,7 @@ from typing import Any
 from prunec.backends.hf_build import builder
 from prunec.backends.hf_fields import Family
 from prunec.backends.torch_stream import TorchStream
+from prunec.breakdown import source_rows
 from prunec.calibrating import Calibrated, calibrate
 from prunec.card import render_card
 from prunec.checking import verify
@@ -37,7 +38,7 @@ from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.plans import plan_document, selections_of
 from prunec.progress import Progress, Silent
 from prunec.recipe import hash_source, write_recipe
-from prunec.reports import InspectReport, PruneReport
+from prunec.reports import InspectReport, PruneReport, SourceRow
 from prunec.request import sources
 from prunec.state import State, kept_state, state_key
 from prunec.summary import inspect_report, prune_report
@@ -85,7 +86,8 @@ def prune(options: PruneOptions, progress: Progress | None = None) -> PruneRepor
     """Prune a model as `options` (settled) say and write OUT, which appears only when whole."""
     progress = progress or Silent()
     if options.dry_run or options.out is None:
-        return prune_report(run_passes(options, progress), (), ())
+        pruned = run_passes(options, progress)
+        return prune_report(pruned, (), (), _measured(pruned, progress))
     with staged(options.out, overwrite=options.overwrite, sources=sources(options)) as stage:
         key = state_key(options, _model_hash(options)) if options.resume else ""
         with kept_state(options.out, key, resume=options.resume) as state:
@@ -270,6 +272,14 @@ class _Run:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
+def _measured(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+    """The loss by source, timed like the passes."""
+    start = time.perf_counter()
+    rows = source_rows(pruned, progress)
+    pruned.seconds["measure"] = round(time.perf_counter() - start, 3)
+    return rows
+
+
 def _write(pruned: Pruned, stage: Path, progress: Progress) -> PruneReport:
     """Everything that OUT holds, into the stage folder."""
     start = time.perf_counter()
@@ -279,7 +289,7 @@ def _write(pruned: Pruned, stage: Path, progress: Progress) -> PruneReport:
     write_plan(plan_document(pruned), stage / Formats.PLAN)
     source = hash_source(pruned.loaded.source.path)
     write_recipe(stage / Formats.RECIPE, pruned.options, source)
-    report = prune_report(pruned, written, checks)
+    report = prune_report(pruned, written, checks, _measured(pruned, progress))
     (stage / Formats.REPORT).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
     (stage / Formats.CARD).write_text(render_card(report), encoding="utf-8")
     return report

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from prunec.console import Console
-from prunec.reports import GroupRow, InspectReport, PinRow, PruneReport, Sizes
+from prunec.reports import GroupRow, InspectReport, PinRow, PruneReport, Sizes, SourceRow
 
-__all__ = ["amount", "show_inspect", "show_prune"]
+__all__ = ["amount", "measured_on", "perplexity", "show_inspect", "show_prune"]
 
 MOST_PLACES = 4
 MOST_REASONS = 20
@@ -72,6 +73,7 @@ def show_prune(report: PruneReport, console: Console) -> None:
             for t in report.targets
         ]
         console.table("targets", ("target", ">limit", ">left", ""), targets)
+    _show_sources(report.sources, console)
     if report.checks:
         checks = [
             (c.name, f"{c.difference:.1e}", f"{c.allowed:.1e}", "ok" if c.passed else "FAILED")
@@ -79,6 +81,41 @@ def show_prune(report: PruneReport, console: Console) -> None:
         ]
         console.table("verification", ("check", ">difference", ">allowed", ""), checks)
     _show_written(report, console)
+
+
+def _show_sources(sources: Sequence[SourceRow], console: Console) -> None:
+    """What pruning does to each source of calibration data."""
+    if not sources:
+        return
+    if sources[0].metric == "cross_entropy":
+        title = "loss by source (nats per token)"
+        columns: tuple[str, ...] = (">dense", ">pruned", ">change", ">perplexity")
+    else:
+        title = "change of the outputs by source"
+        columns = (">relative error",)
+    rows = [
+        (s.name, f"{100 * s.weight:.3g}%", s.windows, *_effect(s), measured_on(s)) for s in sources
+    ]
+    console.table(title, ("source", ">weight", ">windows", *columns, "measured on"), rows)
+
+
+def _effect(source: SourceRow) -> tuple[str, ...]:
+    if source.metric != "cross_entropy":
+        return (f"{source.pruned:.3g}",)
+    change = f"{source.pruned - source.dense:+.3f}"
+    confusions = f"{perplexity(source.dense):.4g} to {perplexity(source.pruned):.4g}"
+    return f"{source.dense:.3f}", f"{source.pruned:.3f}", change, confusions
+
+
+def perplexity(loss: float) -> float:
+    """The perplexity that a cross-entropy in nats stands for."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def measured_on(source: SourceRow) -> str:
+    """`4 windows held out`, or that there were none to hold out."""
+    windows = "1 window" if source.measured == 1 else f"{source.measured} windows"
+    return f"{windows} {'held out' if source.held_out else 'calibrated on'}"
 
 
 def _show_written(report: PruneReport, console: Console) -> None:

@@ -1,0 +1,126 @@
+"""Run a program on a few windows with little memory: weights opened once, outputs in pieces.
+
+The windows go through the program together, a stretch of operations after the other. Each stretch
+holds at most `SEGMENT` bytes of weights (or the weights of one operation), opened once for all
+windows and closed after it; between stretches only live values are kept. What makes the output
+position by position, such as the product with a vocabulary and whatever scales it, is run on as
+many positions at once as fit `PIECE`: logits of a whole window are never held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from prunec.backends.interpreter import Arrays, Env, Program
+from prunec.ir.graph import Graph, Op, Ref
+
+__all__ = ["Forward"]
+
+SEGMENT = 64 << 20
+PIECE = 32 << 20
+POSITIONS = 1
+"""The dimension of positions in (batch, position, feature)."""
+
+LINEAR = "aten.linear.default"
+
+
+class Forward:
+    """The outputs of a program for each of `windows` (inputs by name without sigil, each with a
+    batch dimension), computed when the object is made but for the last step."""
+
+    @torch.no_grad()
+    def __init__(self, graph: Graph, weights: Arrays, windows: Sequence[Mapping[str, Any]]) -> None:
+        self.program = Program(graph, weights)
+        self.tail = _tail(graph)
+        self.envs = [self.program.start(window) for window in windows]
+        stop = len(graph.ops) - len(self.tail)
+        for start, end in _segments(graph, stop):
+            self._advance(start, end)
+        self.weights: Env = {}
+        for op in self.tail:
+            self.program.operands(op, self.weights)
+        self.weights = {k: v for k, v in self.weights.items() if k.startswith("@")}
+
+    def _advance(self, start: int, end: int) -> None:
+        opened: Env = {}
+        for op in self.program.graph.ops[start:end]:
+            for name in op.operands:
+                if name.startswith("@") and name not in opened:
+                    opened[name] = self.program.parameter(name)
+        for i, env in enumerate(self.envs):
+            env |= opened
+            self.program.advance(env, start, end)
+            self.envs[i] = {k: v for k, v in env.items() if not k.startswith("@")}
+
+    @torch.no_grad()
+    def pieces(self, window: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The outputs of a window by name, some positions at a time where that is possible."""
+        env = self.envs[window]
+        if not self.tail:
+            yield self.program.outputs(env)
+            return
+        first, last = self.tail[0], self.tail[-1]
+        name = _input(first)
+        value = env[name]
+        features = max(int(d) for op in self.tail for d in op.types[0].shape[-1:])
+        rows = max(1, PIECE // (4 * features * len(value)))
+        for start in range(0, value.shape[POSITIONS], rows):
+            inner = {**self.weights, name: value[:, start : start + rows]}
+            for op in self.tail:
+                step = self.program.steps[self.program.graph.producers[op.result]]
+                (inner[op.result],) = step(inner)
+            ((output, _),) = self.program.graph.outputs
+            yield {output: inner[last.result]}
+
+
+def _segments(graph: Graph, stop: int) -> Iterator[tuple[int, int]]:
+    """Stretches of operations whose parameters fit together."""
+    start, held, seen = 0, 0, set[str]()
+    for i, op in enumerate(graph.ops[:stop]):
+        new = {name for name in op.operands if name.startswith("@")} - seen
+        size = sum(4 * math.prod(int(d) for d in graph.types[name].shape) for name in new)
+        if held and held + size > SEGMENT:
+            yield start, i
+            start, held, seen = i, 0, set()
+        seen |= new
+        held += size
+    if start < stop:
+        yield start, stop
+
+
+def _tail(graph: Graph) -> tuple[Op, ...]:
+    """The last operations, as far as they work position by position on one value of three
+    dimensions; none when the program has several outputs."""
+    if len(graph.outputs) != 1:
+        return ()
+    found: list[Op] = []
+    uses = graph.uses
+    for op in reversed(graph.ops):
+        wanted = _input(found[-1]) if found else graph.outputs[0][1]
+        once = not uses.get(wanted) if not found else len(uses[wanted]) == 1
+        if op.result != wanted or not once or not _by_position(op, graph):
+            break
+        found.append(op)
+    return tuple(reversed(found))
+
+
+def _by_position(op: Op, graph: Graph) -> bool:
+    """Whether each position of the result depends on the same position of one value alone."""
+    values = [name for name in op.operands if not name.startswith("@")]
+    if len(values) != 1 or len(op.results) != 1:
+        return False
+    shapes = [graph.types[name].shape for name in (values[0], op.result)]
+    if any(len(shape) != 3 for shape in shapes) or not isinstance(shapes[1][-1], int):
+        return False
+    if op.name == LINEAR:
+        return isinstance(op.args[0], Ref) and op.args[0].name == values[0]
+    weights = [graph.types[name].shape for name in op.operands if name.startswith("@")]
+    return op.pointwise and all(len(shape) <= 1 for shape in weights)
+
+
+def _input(op: Op) -> str:
+    return next(name for name in op.operands if not name.startswith("@"))

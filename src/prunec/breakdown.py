@@ -1,0 +1,177 @@
+"""What pruning does to each source of calibration data, on windows held out from it.
+
+A model of language is measured by the mean negative log-likelihood of every token but the first
+of each window, dense and pruned; any other model by how far its outputs move. Both programs run on
+the executor, a few windows of each source, so that the cost does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import torch
+from torch.nn.functional import cross_entropy
+
+from prunec.backends.forward import Forward
+from prunec.calibrating import TOKENS, Sample
+from prunec.progress import Progress
+from prunec.reports import SourceRow
+
+if TYPE_CHECKING:
+    from prunec.loading import Loaded
+    from prunec.pipeline import Pruned
+
+__all__ = ["CROSS_ENTROPY", "OUTPUT_ERROR", "source_rows"]
+
+CROSS_ENTROPY, OUTPUT_ERROR = "cross_entropy", "output_error"
+LOGITS, MASK, DECODED = "logits", "attention_mask", "decoder_input_ids"
+
+Array = npt.NDArray[Any]
+Window = Mapping[str, Array]
+Windows = Sequence[tuple[int, Window]]
+"""Windows of one row with the source of each."""
+Outputs = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of one source, dense and pruned, over `count` tokens (or images)."""
+
+    metric: str
+    dense: float
+    pruned: float
+    count: int
+
+
+def source_rows(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+    """One row for each source that the run was calibrated on; none without calibration data."""
+    calibrated = pruned.calibrated
+    if calibrated is None or not calibrated.samples:
+        return ()
+    windows = [(s.source, window) for s in calibrated.samples for window in _windows(s)]
+    measure = _losses if _writes_text(pruned.loaded) else _errors
+    with progress.step("Measuring each source", 2 * len(windows)) as advance:
+        found = measure(pruned, windows, lambda: advance(1))
+    return tuple(_row(pruned, sample, found[sample.source]) for sample in calibrated.samples)
+
+
+def _losses(pruned: Pruned, windows: Windows, advance: Callable[[], None]) -> dict[int, Measured]:
+    """Cross-entropies: one program after the other, so that one output head is held at a time."""
+    sums = {source: _Loss() for source, _ in windows}
+    for side in (0, 1):
+        forward = _forward(pruned, side, windows)
+        for i, (source, window) in enumerate(windows):
+            sums[source].add(side, window, forward.pieces(i))
+            advance()
+        del forward
+    return {source: Measured(CROSS_ENTROPY, *found.means()) for source, found in sums.items()}
+
+
+def _errors(pruned: Pruned, windows: Windows, advance: Callable[[], None]) -> dict[int, Measured]:
+    """Output errors: both programs side by side."""
+    sums = {source: _Error() for source, _ in windows}
+    dense, small = (_forward(pruned, side, windows) for side in (0, 1))
+    for i, (source, window) in enumerate(windows):
+        for wanted, found in zip(dense.pieces(i), small.pieces(i), strict=True):
+            sums[source].add(wanted, found)
+        tokens = window.get(TOKENS)
+        sums[source].count += 1 if tokens is None else tokens.size
+        advance()
+        advance()
+    return {s: Measured(OUTPUT_ERROR, 0.0, e.relative(), e.count) for s, e in sums.items()}
+
+
+def _forward(pruned: Pruned, side: int, windows: Windows) -> Forward:
+    inputs = [window for _, window in windows]
+    if side == 0:
+        return Forward(pruned.loaded.graph, pruned.loaded.weights, inputs)
+    return Forward(pruned.rewritten.graph, pruned.weights, inputs)
+
+
+def _windows(sample: Sample) -> Iterator[Window]:
+    """The windows of a sample one by one, each with a batch dimension."""
+    for i in range(len(sample)):
+        yield {name: array[i : i + 1] for name, array in sample.inputs.items()}
+
+
+def _writes_text(loaded: Loaded) -> bool:
+    """Whether the model gives each next token a probability."""
+    reads = {value.name[1:] for value in loaded.graph.inputs}
+    gives = {name for name, _ in loaded.graph.outputs}
+    can = getattr(loaded.model, "can_generate", lambda: False)()
+    return bool(can and LOGITS in gives and reads & {TOKENS, DECODED})
+
+
+def _row(pruned: Pruned, sample: Sample, found: Measured) -> SourceRow:
+    assert pruned.calibrated is not None
+    share = pruned.calibrated.sources[sample.source]
+    return SourceRow(
+        name=share.name,
+        origin=share.origin,
+        weight=share.weight,
+        windows=share.windows,
+        measured=len(sample),
+        held_out=sample.held_out,
+        tokens=found.count,
+        metric=found.metric,
+        dense=found.dense,
+        pruned=found.pruned,
+    )
+
+
+class _Loss:
+    """Sums of negative log-likelihoods of the next tokens, dense and pruned."""
+
+    def __init__(self) -> None:
+        self.sums, self.counts = [0.0, 0.0], [0, 0]
+
+    def add(self, side: int, window: Window, pieces: Iterator[Outputs]) -> None:
+        written = window[DECODED if DECODED in window else TOKENS][0]
+        counts = _counted(window, written)
+        at = 0
+        for outputs in pieces:
+            logits = outputs[LOGITS][0]
+            targets = torch.from_numpy(written[at + 1 : at + 1 + len(logits)])
+            used = counts[at + 1 : at + 1 + len(logits)]
+            losses = cross_entropy(logits[: len(targets)].float(), targets, reduction="none")
+            self.sums[side] += float(losses.double()[used].sum())
+            self.counts[side] += int(used.sum())
+            at += len(logits)
+
+    def means(self) -> tuple[float, float, int]:
+        dense, small = (
+            s / n if n else math.nan for s, n in zip(self.sums, self.counts, strict=True)
+        )
+        return dense, small, self.counts[0]
+
+
+def _counted(window: Window, written: Array) -> torch.Tensor:
+    """Which tokens count: those that the model reads, after one that it reads."""
+    mask = window.get(MASK)
+    if mask is None or DECODED in window:
+        return torch.ones(len(written), dtype=torch.bool)
+    read = torch.from_numpy(mask[0] != 0)
+    return read & read.roll(1)
+
+
+class _Error:
+    """Squared differences of floating-point outputs, and squares of the dense ones."""
+
+    def __init__(self) -> None:
+        self.difference = self.norm = 0.0
+        self.count = 0
+
+    def add(self, dense: Outputs, small: Outputs) -> None:
+        for name, value in dense.items():
+            if not torch.is_floating_point(value):
+                continue
+            wanted, found = value.double(), small[name].double()
+            self.difference += float((found - wanted).square().sum())
+            self.norm += float(wanted.square().sum())
+
+    def relative(self) -> float:
+        return math.sqrt(self.difference / self.norm) if self.norm else math.nan
