@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from prunec.ir.axes import Indices
-from prunec.passes.obs import Quadratic
+from prunec.passes.obs import Quadratic, arranged, inverted, traces
+from prunec.passes.pending import Pending
 
 __all__ = ["improve"]
 
@@ -78,56 +79,39 @@ class _Tableau:
     """T and R'R of one problem."""
 
     def __init__(self, problem: Quadratic, inside: npt.NDArray[np.bool_]) -> None:
-        self.blocks = problem.blocks
-        hessian = problem.hessian
-        gone = np.zeros(len(hessian), dtype=bool)
-        for block, stays in zip(problem.blocks, inside, strict=True):
-            gone[block] = not stays
-        k, p = np.flatnonzero(~gone), np.flatnonzero(gone)
+        hessian, outer, size = arranged(problem)
+        stays = np.ones(len(hessian), dtype=bool)
+        stays[: len(inside) * size] = np.repeat(inside, size)
+        k, p = np.flatnonzero(stays), np.flatnonzero(~stays)
         inverse = np.linalg.inv(hessian[np.ix_(k, k)])
         across = inverse @ hessian[np.ix_(k, p)]
-        self.table = np.empty_like(hessian)
-        self.table[np.ix_(k, k)] = -inverse
-        self.table[np.ix_(k, p)] = across
-        self.table[np.ix_(p, k)] = across.T
-        self.table[np.ix_(p, p)] = hessian[np.ix_(p, p)] - hessian[np.ix_(p, k)] @ across
+        table = np.empty_like(hessian)
+        table[np.ix_(k, k)] = -inverse
+        table[np.ix_(k, p)] = across
+        table[np.ix_(p, k)] = across.T
+        table[np.ix_(p, p)] = hessian[np.ix_(p, p)] - hessian[np.ix_(p, k)] @ across
         # R = W Z, so R'R = Z' W'W Z
-        z = np.zeros_like(hessian)
+        z = np.empty_like(hessian)
         z[:, k] = hessian[:, k] @ inverse
         z[:, p] = hessian[:, p] - hessian[:, k] @ across
-        self.outer = z.T @ problem.outer @ z
+        self.pending = Pending(table, z.T @ outer @ z, len(inside), size)
+        self.everything = np.ones(len(inside), dtype=bool)
 
     def values(self) -> Matrix:
         """What each block outside would save by coming in, or inside cost by going out."""
-        if all(len(block) == 1 for block in self.blocks):
-            at = np.concatenate(self.blocks)
-            found: Matrix = self.outer[at, at] / np.abs(self.table[at, at])
-            return found
-        return np.array([self._value(block) for block in self.blocks])
+        return np.abs(traces(self.pending))
 
-    def _value(self, block: Indices) -> float:
-        own = np.ix_(block, block)
-        return abs(float(np.trace(np.linalg.solve(self.table[own], self.outer[own]))))
-
-    def pivot(self, index: int, inside: bool) -> None:
-        """Take a block in or out."""
-        block = self.blocks[index]
-        if not len(block):
-            return
-        own = np.ix_(block, block)
-        inner = np.linalg.inv(self.table[own])
-        factor = inner @ self.table[block]
-        half = self.outer[own] @ factor / 2 - self.outer[block]
-        corner = inner @ self.outer[own] @ inner
-        sign = -1.0 if inside else 1.0
-        border = sign * inner @ (self.outer[block] - self.outer[own] @ factor)
-        self.table -= self.table[:, block] @ factor
-        self.table[block] = sign * factor
-        self.table[:, block] = sign * factor.T
-        self.table[own] = -inner
-        change = factor.T @ half
-        self.outer += change
-        self.outer += change.T
-        self.outer[block] = border
-        self.outer[:, block] = border.T
-        self.outer[own] = corner
+    def pivot(self, block: int, inside: bool) -> None:
+        """Take a block in or out. With z = T_:J, where z_J loses the sign, the step is
+        T - z (T_JJ)^-1 z' and R - R_J (T_JJ)^-1 z', but for twice the sign on T_JJ's diagonal."""
+        if self.pending.full:
+            self.pending.settle(self.everything)
+        own = self.pending.rows(block)
+        sign = (-1.0 if inside else 1.0) * np.eye(self.pending.size)
+        left, outer = self.pending.columns(block)
+        inner = inverted(left[own])
+        left[own] -= sign
+        factor = left @ inner
+        self.pending.add(left, factor, outer - factor @ outer[own] / 2)
+        self.pending.first[own, own] -= 2 * sign
+        self.pending.own_first[block] -= 2 * sign

@@ -13,9 +13,9 @@ from prunec.ir.graph import Ref
 from prunec.passes.compress import select
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Consumer, Coupling, Group
+from prunec.passes.criteria import CRITERIA, Magnitude, Random, Wanda
 from prunec.passes.profile import Moments
 from prunec.passes.score import NEEDS
-from prunec.passes.criteria import CRITERIA, Magnitude, Random, Wanda
 
 KV, SHARED, DIM = 3, 2, 4
 
@@ -141,7 +141,7 @@ def test_wanda_without_a_consumer_is_magnitude() -> None:
 
 
 def test_wanda_of_a_grouped_convolution() -> None:
-    """The weight lacks the group factor: its rows for each group read the channels of that group."""
+    """The weight lacks the group factor: its rows read the channels of their own group."""
     b = Builder()
     weight = b.weight(8, 3, 1, 1)
     y = b.call("aten.conv2d.default", b.space(6), weight, None, (1, 1), (0, 0), (1, 1), 2)

@@ -17,10 +17,10 @@ from prunec.ir.dialects.aten import ATEN
 from prunec.passes.compress import Compressed, compress, sites
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Consumer, Coupling
+from prunec.passes.criteria import Magnitude, Wanda
 from prunec.passes.profile import Moments
 from prunec.passes.restore import LeastSquares
 from prunec.passes.rewrite import rewrite
-from prunec.passes.criteria import Magnitude, Wanda
 
 TOLERANCE = 1e-5
 """Relative, float32: torch and NumPy add in another order."""
