@@ -1,8 +1,9 @@
 """Write safetensors as a stream: the header first, then one chunk of one tensor after the other.
 
-Memory holds the tensor that its producer returns, if it returns a whole one, and a buffer of a
-few MB. Slices of memory-mapped tensors never exist as a whole: they are gathered chunk by chunk
-into that buffer, so pruning a checkpoint costs about as much as copying it.
+Two tensors are written at a time, so that one is gathered while the other goes to the disk. Memory
+holds what their producers return, if they return whole ones, and buffers of a few MB. Slices of
+memory-mapped tensors never exist as a whole: they are gathered chunk by chunk into those buffers,
+so pruning a checkpoint costs about as much as copying it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +51,8 @@ CODES: Mapping[str, str] = {
     "bool": "BOOL",
 }
 ALIGNMENT = 8
+AT_ONCE = 2
+"""Tensors that are written at the same time."""
 # Bits of the exponent: all set in infinities and NaN.
 EXPONENT: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
@@ -87,12 +94,10 @@ def write(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str] | No
     header = _header(ordered, metadata or {})
     total = len(header) + sum(entry.nbytes for entry in ordered)
     _check_space(path, total)
-    gather = Gather()
+    starts = accumulate((entry.nbytes for entry in ordered), initial=len(header))
     try:
         with path.open("wb", buffering=0) as file:
-            _write_all(file, header)
-            for entry in ordered:
-                _write_entry(file, entry, gather)
+            _Writer(file.fileno()).write(header, list(zip(starts, ordered, strict=False)))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -133,26 +138,46 @@ def _check_space(path: Path, total: int) -> None:
     )
 
 
-def _write_entry(file: BinaryIO, entry: Entry, gather: Gather) -> None:
-    made = entry.produce()
-    sliced = made if isinstance(made, Sliced) else Sliced(made)
-    assert sliced.shape == entry.shape, f"{entry.name}: {sliced.shape}, promised {entry.shape}"
-    assert sliced.array.dtype == entry.dtype, f"{entry.name}: {sliced.array.dtype}"
-    if not entry.nbytes:
-        return
-    written = 0
-    for chunk in gather.chunks(sliced.array, sliced.keep):
-        _check_finite(chunk, entry, written // entry.dtype.itemsize)
-        _write_all(file, chunk.view(np.uint8).data)
-        written += chunk.nbytes
-    assert written == entry.nbytes, f"{entry.name}: wrote {written} of {entry.nbytes} bytes"
+class _Writer:
+    """Writes to places of one open file."""
 
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self.opening = Lock()  # producers need not know that there are threads
 
-def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
-    """Unbuffered files may write less than they are given."""
-    rest = memoryview(data).cast("B")
-    while rest:
-        rest = rest[file.write(rest) :]
+    def write(self, header: bytes, entries: list[tuple[int, Entry]]) -> None:
+        self._put(header, 0)
+        turns = [entries[i::AT_ONCE] for i in range(AT_ONCE)]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for done in [pool.submit(self._entries, turn) for turn in turns]:
+                done.result()
+
+    def _entries(self, entries: list[tuple[int, Entry]]) -> None:
+        gather = Gather()
+        for start, entry in entries:
+            self._entry(start, entry, gather)
+
+    def _entry(self, start: int, entry: Entry, gather: Gather) -> None:
+        with self.opening:
+            made = entry.produce()
+        sliced = made if isinstance(made, Sliced) else Sliced(made)
+        assert sliced.shape == entry.shape, f"{entry.name}: {sliced.shape}, promised {entry.shape}"
+        assert sliced.array.dtype == entry.dtype, f"{entry.name}: {sliced.array.dtype}"
+        if not entry.nbytes:
+            return
+        written = 0
+        for chunk in gather.chunks(sliced.array, sliced.keep):
+            _check_finite(chunk, entry, written // entry.dtype.itemsize)
+            self._put(chunk.view(np.uint8).data, start + written)
+            written += chunk.nbytes
+        assert written == entry.nbytes, f"{entry.name}: wrote {written} of {entry.nbytes} bytes"
+
+    def _put(self, data: bytes | memoryview, at: int) -> None:
+        """One call may write less than it is given."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            count = os.pwrite(self.file, rest, at)
+            rest, at = rest[count:], at + count
 
 
 def _check_finite(chunk: Array, entry: Entry, offset: int) -> None:

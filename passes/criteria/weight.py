@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -37,20 +38,32 @@ class Magnitude:
         return total if self.power == 1 else np.sqrt(total)
 
 
-def _powers(weight: Array, dim: int, power: int, chunk: int = 1 << 22) -> Scores:
-    """Sum of |w|^power over all other dimensions, read in slices of bounded size."""
+def _powers(weight: Array, dim: int, power: int, chunk: int = 1 << 18) -> Scores:
+    """Sum of |w|^power over all other dimensions, read in slices that the cache holds."""
     rows = max(1, chunk * weight.shape[0] // max(weight.size, 1))
-    others = tuple(d for d in range(weight.ndim) if d != dim)
     total = np.zeros(weight.shape[dim])
+    buffer = np.empty((rows, *weight.shape[1:]), np.float32)
     for start in range(0, weight.shape[0], rows):
-        part = weight[start : start + rows].astype(np.float32)
-        part = np.abs(part, out=part) if power == 1 else np.square(part, out=part)
-        found = part.sum(others, dtype=np.float64)
+        source = weight[start : start + rows]
+        part = buffer[: len(source)]
+        part[...] = source
         if dim == 0:
-            total[start : start + rows] = found
+            flat = part.reshape(len(part), -1)
+            total[start : start + rows] = _sums(flat, "ij->i", power)
         else:
-            total += found
+            shape = (math.prod(part.shape[:dim]), part.shape[dim], -1)
+            total += _sums(part.reshape(shape), "ijk->j", power)
     return total
+
+
+def _sums(part: Array, how: str, power: int) -> Array:
+    """Sums as einsum's notation says, without a second buffer of squares."""
+    if power == 1:
+        found: Array = np.einsum(how, np.abs(part, out=part))
+        return found
+    entries, kept = how.split("->")
+    found = np.einsum(f"{entries},{entries}->{kept}", part, part)
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from prunec.background import in_background
 from prunec.frontends import checkpoint, hf
 from prunec.frontends.source import Source, resolve
 from prunec.frontends.torch_hf import trace_hf
@@ -20,6 +22,7 @@ from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
 from prunec.passes.profile import Array, Weights
 from prunec.progress import Progress
+from prunec.recipe import hash_source
 
 __all__ = ["Loaded", "ProgramWeights", "SlicedWeights", "load"]
 
@@ -29,7 +32,8 @@ DTYPES = {"f64": np.float64, "f32": np.float32, "f16": np.float16}
 @dataclass(frozen=True)
 class Loaded:
     """A model as the passes see it. `stored` are the checkpoint's tensors in their own dtype,
-    `weights` everything that the program uses in the dtype that it computes in."""
+    `weights` everything that the program uses in the dtype that it computes in, `digest` the hash
+    of the source, which takes a while."""
 
     source: Source
     config: Any
@@ -38,6 +42,7 @@ class Loaded:
     cost: Cost
     stored: Weights
     weights: Weights
+    digest: Future[str] | None = None
     warnings: tuple[Diagnostic, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -110,6 +115,7 @@ def load(model: str, *, trust_remote_code: bool, need_weights: bool, progress: P
     seconds: dict[str, float] = {}
     with progress.step("Reading the model"):
         source = resolve(model, need_weights=need_weights, trust_remote_code=trust_remote_code)
+        digest = in_background(lambda: hash_source(source.path)) if need_weights else None
         config = hf.load_config(source, trust_remote_code)
         module = hf.build_meta(config, trust_remote_code=trust_remote_code)
         stored: Weights = checkpoint.open_parameters(module, source) if need_weights else {}
@@ -131,6 +137,7 @@ def load(model: str, *, trust_remote_code: bool, need_weights: bool, progress: P
         Cost(coupling),
         stored,
         ProgramWeights(coupling.graph, stored, computed),
+        digest,
         traced.warnings,
         seconds,
     )

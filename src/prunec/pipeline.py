@@ -30,6 +30,7 @@ from prunec.passes.allocate import Budget, GlobalRanking, Uniform
 from prunec.passes.compress import Compressed, compress, score_all, sites
 from prunec.passes.criteria import CRITERIA, Random
 from prunec.passes.dce import dce
+from prunec.passes.profile import Weights
 from prunec.passes.restore import LeastSquares
 from prunec.passes.rewrite import Rewritten, rewrite
 from prunec.passes.score import Criterion
@@ -231,7 +232,7 @@ class _Run:
                 choice.groups,
                 counts,
                 self.criterion,
-                self.loaded.weights,
+                self._scored_weights(stream),
                 stream,
                 LeastSquares() if refit else None,
                 lambda: advance(1),
@@ -250,6 +251,11 @@ class _Run:
             tuple(self.warnings),
             self.seconds,
         )
+
+    def _scored_weights(self, stream: TorchStream | None) -> Weights:
+        """Scores of stored values need no copy of them in the program's dtype."""
+        weights, stored = self.loaded.weights, self.loaded.stored
+        return weights if stream is not None else Overlaid(weights, stored)
 
     @contextmanager
     def _stream(self) -> Iterator[TorchStream | None]:
@@ -287,8 +293,8 @@ def _write(pruned: Pruned, stage: Path, progress: Progress) -> PruneReport:
     pruned.seconds["write"] = round(time.perf_counter() - start, 3)
     checks = verify(pruned, stage, progress) if pruned.options.verify else ()
     write_plan(plan_document(pruned), stage / Formats.PLAN)
-    source = hash_source(pruned.loaded.source.path)
-    write_recipe(stage / Formats.RECIPE, pruned.options, source)
+    assert pruned.loaded.digest is not None, "models that are written have weights"
+    write_recipe(stage / Formats.RECIPE, pruned.options, pruned.loaded.digest.result())
     report = prune_report(pruned, written, checks, _measured(pruned, progress))
     (stage / Formats.REPORT).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
     (stage / Formats.CARD).write_text(render_card(report), encoding="utf-8")
