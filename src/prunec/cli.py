@@ -130,6 +130,7 @@ WRITE = "What to write"
     prunec prune ./smollm2 -o small --target params=85%
     prunec prune ./smollm2 -o small --target blocks=60% --groups neuron --format hf,onnx
     prunec prune ./smollm2 -o small --target params=113.3M --calibration valid.txt --verify
+    prunec prune ./smollm2 -o small --target params=80% --calibration en.txt:0.7,sw.jsonl:0.3
     prunec prune ./smollm2 --target flops=70% --dry-run --json > plan-report.json
     prunec prune ./smollm2 -o again --plan small/plan.json
     prunec prune -o again --recipe small/recipe.yaml
@@ -164,13 +165,26 @@ WRITE = "What to write"
 @option("--plan", type=FILE, heading=WHAT, help="Keep exactly what a plan.json says.")
 @option(
     "--calibration",
-    metavar="FILE|self|none",
+    metavar="SOURCE[:WEIGHT],...",
     heading=HOW,
-    help="Text files, separated by commas, or an .npz, to measure activations on. self (default): "
-    "the model writes the text.",
+    help="What to measure activations on: text or .jsonl files, folders of `datasets`, arrays as "
+    ".npz or a folder of them; self (default): the model writes the text; none. The report tells "
+    "the loss on each source.",
 )
-@option("--calibration-samples", type=int, metavar="N", heading=HOW, help="Windows of text. [64]")
-@option("--calibration-length", type=int, metavar="N", heading=HOW, help="Tokens each. [512]")
+@option(
+    "--calibration-samples",
+    type=int,
+    metavar="N",
+    heading=HOW,
+    help="Windows (or images) in all. [64; 32 of self alone]",
+)
+@option(
+    "--calibration-length",
+    type=int,
+    metavar="N",
+    heading=HOW,
+    help="Tokens in each window. [512; 256 with self]",
+)
 @option(
     "--restore",
     metavar="NAME",
