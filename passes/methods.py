@@ -9,7 +9,7 @@ block is judged on the already pruned blocks before it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.passes.criteria import CRITERIA
@@ -174,26 +174,29 @@ def parse_method(
     """
     known = dict(zip(PARTS, map(tuple, (criteria, allocators, restorers)), strict=True))
     words = [word.strip() for word in text.split(",")]
-    pairs = [tuple(map(str.strip, word.split("=", 1))) for word in words if "=" in word]
+    pairs = [_pair(word) for word in words if "=" in word]
     names = [word for word in words if "=" not in word]
     problems = list(_problems(text, words, pairs, presets, known))
     if problems:
         raise PrunecError(problems, Exit.USAGE)
     parts = dict(pairs)
-    if names and names[0] in presets:
-        base = presets[names[0]]
-        if not parts:
-            return base
-        chosen = {part: getattr(base, part) for part in PARTS} | parts
-    else:
-        chosen = {"criterion": name for name in names} | parts
-    return Method(**chosen)
+    if not names:
+        return Method(**parts)
+    if names[0] not in presets:
+        return Method(names[0], **parts)
+    base = presets[names[0]]
+    return replace(base, about="", **parts) if parts else base
+
+
+def _pair(word: str) -> tuple[str, str]:
+    part, _, name = word.partition("=")
+    return part.strip(), name.strip()
 
 
 def _problems(
     text: str,
     words: list[str],
-    pairs: list[tuple[str, ...]],
+    pairs: list[tuple[str, str]],
     presets: Mapping[str, Method],
     known: Mapping[str, tuple[str, ...]],
 ) -> Iterator[Diagnostic]:
