@@ -105,7 +105,8 @@ def _pieces(spec: str) -> Iterator[str]:
 
 
 def _is_named(piece: str) -> bool:
-    return _exists(piece) or _exists(piece.rpartition(":")[0])
+    place, _, weight = piece.rpartition(":")
+    return _exists(piece) or ("," not in weight and _exists(place))
 
 
 def _weighted(piece: str) -> tuple[str, str]:

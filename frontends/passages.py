@@ -71,7 +71,7 @@ def _all_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _some_lines(path: Path, places: list[int]) -> Iterator[tuple[str, bytes]]:
-    """Whole lines from each place on; a line longer than the way to the next place counts once."""
+    """Whole lines from each place on, at least one; none twice."""
     with path.open("rb") as stream:
         for place in places:
             if stream.tell() > place:
@@ -79,8 +79,12 @@ def _some_lines(path: Path, places: list[int]) -> Iterator[tuple[str, bytes]]:
             stream.seek(place)
             if place:
                 stream.readline()
-            while (start := stream.tell()) < place + PASSAGE and (line := stream.readline()):
+            start = stream.tell()
+            while line := stream.readline():
                 yield f"the line at byte {start}", line.removeprefix(codecs.BOM_UTF8)
+                start = stream.tell()
+                if start >= place + PASSAGE:
+                    break
 
 
 def _places(path: Path, most: int) -> list[int]:

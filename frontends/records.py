@@ -37,7 +37,7 @@ def read_records(path: Path, most: int = LEAST) -> Document:
 
 def _text(line: bytes, where: str) -> str:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise _damaged(where, f"not UTF-8: byte {error.start + 1} of the line") from error
     except json.JSONDecodeError as error:
