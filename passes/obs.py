@@ -124,7 +124,7 @@ class _State:
     def costs(self) -> Matrix:
         """Error of removing each block next, by block number; meaningless for those gone."""
         found = np.full(len(self.place), np.inf)
-        found[self.active] = traces(self.pending)
+        found[self.active] = traces(self.pending.own_first, self.pending.own_second)
         return found
 
     def remove(self, block: int) -> None:
@@ -169,12 +169,12 @@ def _padded(matrix: Matrix, columns: Indices, diagonal: float) -> Matrix:
     return found
 
 
-def traces(pending: Pending) -> Matrix:
-    """tr((A_BB)^-1 S_BB) of every block."""
-    if pending.size == 1:
-        found: Matrix = (pending.own_second / pending.own_first)[:, 0, 0]
+def traces(first: Matrix, second: Matrix) -> Matrix:
+    """tr((A_BB)^-1 S_BB) of every block, from the blocks on the diagonals."""
+    if first.shape[-1] == 1:
+        found: Matrix = (second / first)[:, 0, 0]
         return found
-    solved = np.linalg.solve(pending.own_first, pending.own_second)
+    solved = np.linalg.solve(first, second)
     return np.asarray(np.trace(solved, axis1=1, axis2=2), dtype=np.float64)
 
 

@@ -28,6 +28,9 @@ Matrix = npt.NDArray[np.float64]
 GAIN = 1e-9
 """An exchange must save this share of what it brings in, or rounding could go in circles."""
 
+TRIES = 64
+"""Newcomers that are tried in vain before the search ends."""
+
 
 def improve(
     problems: Sequence[Quadratic], kept: Indices, swaps: int, rows: Indices | None = None
@@ -35,8 +38,9 @@ def improve(
     """The kept blocks after at most `swaps` exchanges, ascending; never with a larger error.
 
     Each exchange takes in the block that saves the most and then takes out the one that costs the
-    least, of the same row where `rows` (k,) are given; the search ends when that saves nothing.
-    After OSSCAR, ICML 2024, section 3.3, which tries more pairs a round.
+    least, of the same row where `rows` (k,) are given. Where that does not pay, the next best
+    newcomer is tried. After OSSCAR, ICML 2024 (local search with low rank updates), which goes
+    through sets of pairs instead.
     """
     count = len(problems[0].blocks)
     inside = np.zeros(count, dtype=bool)
@@ -45,41 +49,38 @@ def improve(
         return np.flatnonzero(inside)
     rows = np.zeros(count, dtype=np.int64) if rows is None else rows
     tableaus = [_Tableau(p, inside) for p in problems]
-    open_rows = np.ones(count, dtype=bool)
-    for _ in range(swaps):
-        values = _values(tableaus)
-        gains = np.where(~inside & open_rows, values, -np.inf)
-        new = int(np.argmax(gains))
-        if gains[new] == -np.inf:
-            break
-        _flip(tableaus, inside, new)
-        costs = np.where(inside & (rows == rows[new]), _values(tableaus), np.inf)
-        old = int(np.argmin(costs))
-        _flip(tableaus, inside, old)
-        if costs[old] >= gains[new] * (1 - GAIN):
-            open_rows[rows == rows[new]] = False
-            if old != new:  # no better: as it was
-                _flip(tableaus, inside, old)
-                _flip(tableaus, inside, new)
+    fresh = ~inside
+    failures = 0
+    while swaps and fresh.any() and failures < TRIES:
+        values = _sum([t.values() for t in tableaus])
+        new = int(np.argmax(np.where(fresh, values, -np.inf)))
+        costs = _sum([t.with_block(new) for t in tableaus])
+        old = int(np.argmin(np.where(inside & (rows == rows[new]), costs, np.inf)))
+        if costs[old] >= values[new] * (1 - GAIN):
+            failures += 1
+            fresh[new] = False
+            continue
+        for tableau in tableaus:
+            tableau.pivot(new, inside=False)
+            tableau.pivot(old, inside=True)
+        inside[new], inside[old] = True, False
+        swaps, failures, fresh = swaps - 1, 0, ~inside
     return np.flatnonzero(inside)
 
 
-def _values(tableaus: Sequence[_Tableau]) -> Matrix:
-    found: Matrix = sum((t.values() for t in tableaus[1:]), start=tableaus[0].values())
+def _sum(parts: Sequence[Matrix]) -> Matrix:
+    found: Matrix = np.sum(parts, axis=0)
     return found
 
 
-def _flip(tableaus: Sequence[_Tableau], inside: npt.NDArray[np.bool_], block: int) -> None:
-    for tableau in tableaus:
-        tableau.pivot(block, bool(inside[block]))
-    inside[block] = ~inside[block]
-
-
 class _Tableau:
-    """T and R'R of one problem."""
+    """T and R'R of one problem, with inputs scaled so that the diagonal of H is one."""
 
     def __init__(self, problem: Quadratic, inside: npt.NDArray[np.bool_]) -> None:
         hessian, outer, size = arranged(problem)
+        scale = np.sqrt(np.diag(hessian))
+        hessian = hessian / np.outer(scale, scale)
+        outer = outer * np.outer(scale, scale)
         stays = np.ones(len(hessian), dtype=bool)
         stays[: len(inside) * size] = np.repeat(inside, size)
         k, p = np.flatnonzero(stays), np.flatnonzero(~stays)
@@ -95,23 +96,32 @@ class _Tableau:
         z[:, k] = hessian[:, k] @ inverse
         z[:, p] = hessian[:, p] - hessian[:, k] @ across
         self.pending = Pending(table, z.T @ outer @ z, len(inside), size)
-        self.everything = np.ones(len(inside), dtype=bool)
 
     def values(self) -> Matrix:
         """What each block outside would save by coming in, or inside cost by going out."""
-        return np.abs(traces(self.pending))
+        return np.abs(traces(self.pending.own_first, self.pending.own_second))
 
-    def pivot(self, block: int, inside: bool) -> None:
-        """Take a block in or out. With z = T_:J, where z_J loses the sign, the step is
-        T - z (T_JJ)^-1 z' and R - R_J (T_JJ)^-1 z', but for twice the sign on T_JJ's diagonal."""
+    def with_block(self, block: int) -> Matrix:
+        """The values once a block has come in."""
+        left, factor, slope, inner = self._step(block, 1.0)
+        first, second = self.pending.after(left, factor, slope)
+        first[block] = -inner
+        return np.abs(traces(first, second))
+
+    def pivot(self, block: int, *, inside: bool) -> None:
+        """Take a block in, or out when it is inside."""
         if self.pending.full:
-            self.pending.settle(self.everything)
+            self.pending.settle(np.ones(self.pending.count, dtype=bool))
+        left, factor, slope, inner = self._step(block, -1.0 if inside else 1.0)
+        self.pending.add(left, factor, slope)
+        self.pending.correct(block, -inner)
+
+    def _step(self, block: int, sign: float) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+        """With z = T_:J, but z_J = T_JJ - sign, the step is T - z (T_JJ)^-1 z' and
+        R - R_J (T_JJ)^-1 z', except for the block T_JJ, which becomes its negative inverse."""
         own = self.pending.rows(block)
-        sign = (-1.0 if inside else 1.0) * np.eye(self.pending.size)
         left, outer = self.pending.columns(block)
         inner = inverted(left[own])
-        left[own] -= sign
+        left[own] -= sign * np.eye(self.pending.size)
         factor = left @ inner
-        self.pending.add(left, factor, outer - factor @ outer[own] / 2)
-        self.pending.first[own, own] -= 2 * sign
-        self.pending.own_first[block] -= 2 * sign
+        return left, factor, outer - factor @ outer[own] / 2, inner

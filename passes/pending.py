@@ -52,20 +52,28 @@ class Pending:
         second -= self.slope[:, :t] @ self.factor[own, :t].T
         return first, second
 
+    def after(self, left: Matrix, factor: Matrix, slope: Matrix) -> tuple[Matrix, Matrix]:
+        """The blocks on the diagonals as they would be after `add`."""
+        blocks = (self.count, self.size, self.size)
+        rows = self.count * self.size
+        left, factor, slope = (x[:rows].reshape(blocks) for x in (left, factor, slope))
+        change = _product(factor, slope)
+        first = self.own_first - _product(left, factor)
+        return first, self.own_second - change - change.transpose(0, 2, 1)
+
     def add(self, left: Matrix, factor: Matrix, slope: Matrix) -> None:
         """A <- A - left factor', S <- S - factor slope' - slope factor'; each (n, size), and
         left factor' symmetric. Not when the panel is full."""
         here = slice(self.used, self.used + self.size)
         self.left[:, here], self.factor[:, here], self.slope[:, here] = left, factor, slope
         self.used += self.size
-        blocks = (self.count, self.size, self.size)
-        left, factor, slope = (
-            x[: self.count * self.size].reshape(blocks) for x in (left, factor, slope)
-        )
-        self.own_first -= _product(left, factor)
-        change = _product(factor, slope)
-        self.own_second -= change
-        self.own_second -= change.transpose(0, 2, 1)
+        self.own_first, self.own_second = self.after(left, factor, slope)
+
+    def correct(self, block: int, value: Matrix) -> None:
+        """Set a block on the diagonal of A that rounding has touched."""
+        own, t = self.rows(block), self.used
+        self.own_first[block] = value
+        self.first[own, own] = value + self.left[own, :t] @ self.factor[own, :t].T
 
     def settle(self, stays: npt.NDArray[np.bool_]) -> None:
         """Apply what waits, and drop the blocks (count,) that do not stay."""
