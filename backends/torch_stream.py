@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,17 +21,26 @@ from prunec.backends.interpreter import Env, Program
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph
 from prunec.passes.coupling import Consumer
-from prunec.passes.profile import Array, Moments, Weights
+from prunec.passes.profile import Array, Moments, Sample, Seen, Targets, Weights
+from prunec.passes.residual import joined
 
 __all__ = ["BUDGET", "TorchStream"]
 
 BUDGET = 256 << 20
 """Bytes of live values kept in memory by default; what is beyond goes to disk."""
+HELD_EVERY = 5
+"""One batch of so many is held apart to judge by."""
+
+Key = tuple[int, int]
+"""A batch in a flow."""
 
 
 class TorchStream:
     """Implements `prunec.passes.profile.Stream`. Use as a context manager: spilled values are
-    deleted at the end."""
+    deleted at the end.
+
+    With `dense` the unpruned program flows beside the pruned one, for targets.
+    """
 
     def __init__(
         self,
@@ -38,14 +48,18 @@ class TorchStream:
         weights: Weights,
         batches: Sequence[Mapping[str, Any]],
         budget: int = BUDGET,
+        dense: bool = False,
     ) -> None:
         self.overlay: dict[str, Array] = {}
-        self.program = Program(graph, _Overlaid(weights, self.overlay))
+        self.graph = graph
+        pruned = Program(graph, _Overlaid(weights, self.overlay))
+        self.flows = [_Flow(pruned)] + ([_Flow(Program(graph, weights))] if dense else [])
         self.position = 0
         self.store = _Store(budget)
-        for i, batch in enumerate(batches):
-            self.store.put(i, self.program.start(batch))
         self.count = len(batches)
+        for i, batch in enumerate(batches):
+            for j, flow in enumerate(self.flows):
+                self.store.put((i, j), flow.program.start(batch))
 
     def __enter__(self) -> TorchStream:
         return self
@@ -59,42 +73,89 @@ class TorchStream:
         self.store.close()
 
     @torch.no_grad()
-    def observe(self, consumers: Sequence[Consumer], gram: bool) -> list[Moments]:
-        """Moments of the inputs of each consumer; the stream then stands at the first."""
-        producers = self.program.graph.producers
+    def observe(
+        self, consumers: Sequence[Consumer], needs: frozenset[str] = frozenset()
+    ) -> list[Seen]:
+        """What each consumer sees; the stream then stands at the first.
+
+        With `held` in `needs` every fifth batch is held apart, when there are five.
+        """
+        producers = self.graph.producers
         stops = [producers[consumer.op] for consumer in consumers]
         first = min(stops)
         assert first >= self.position, "the stream cannot flow back"
-        sums: list[Moments | None] = [None] * len(consumers)
-        parameters: Env = {}
+        apart = "held" in needs and self.count >= HELD_EVERY
+        sums: list[dict[bool, Sample]] = [{} for _ in consumers]
+        for flow in self.flows:
+            flow.parameters = {}
         for batch in range(self.count):
-            env = self.store.take(batch) | parameters
-            self._run(env, self.position, first, parameters)
-            scratch = dict(env)
+            envs = [self.store.take((batch, j)) for j in range(len(self.flows))]
+            for env, flow in zip(envs, self.flows, strict=True):
+                flow.run(env, self.position, first)
+            held = apart and batch % HELD_EVERY == HELD_EVERY - 1
+            scratch = [dict(env) for env in envs]
             at = first
             for i in sorted(range(len(stops)), key=stops.__getitem__):
-                self._run(scratch, at, stops[i], parameters)
+                for env, flow in zip(scratch, self.flows, strict=True):
+                    flow.run(env, at, stops[i])
                 at = stops[i]
-                found = _moments(scratch[consumers[i].input], consumers[i], gram)
-                known = sums[i]
-                sums[i] = found if known is None else known + found
+                found = self._sample(consumers[i], scratch, needs)
+                known = sums[i].get(held)
+                sums[i][held] = found if known is None else known + found
             del scratch
-            self.store.put(batch, {k: v for k, v in env.items() if not k.startswith("@")})
+            for j, env in enumerate(envs):
+                kept = {k: v for k, v in env.items() if not k.startswith("@")}
+                self.store.put((batch, j), kept)
         self.position = first
-        return [_checked(m, c) for m, c in zip(sums, consumers, strict=True) if m is not None]
+        pairs = zip(sums, consumers, strict=True)
+        return [_checked(Seen(s[False], s.get(True)), c) for s, c in pairs]
 
-    def _run(self, env: Env, start: int, stop: int, parameters: Env) -> None:
-        """Advance one batch; parameters opened on the way serve the next batches too."""
-        ops = self.program.graph.ops
-        for op in ops[start:stop]:
-            for name in op.operands:
-                if name.startswith("@") and name not in parameters:
-                    parameters[name] = self.program.parameter(name)
-                    env[name] = parameters[name]
-        self.program.advance(env, start, stop)
+    def _sample(self, consumer: Consumer, envs: Sequence[Env], needs: frozenset[str]) -> Sample:
+        x = _rows(envs[0][consumer.input], consumer.input_dim)
+        moments = _moments(x, "gram" in needs)
+        if "targets" not in needs or len(self.flows) == 1:
+            return Sample(moments)
+        return Sample(moments, self._targets(consumer, envs, x))
+
+    def _targets(self, consumer: Consumer, envs: Sequence[Env], x: torch.Tensor) -> Targets | None:
+        """What the dense program gives there, and what the residual stream lacks before it."""
+        at = self.graph.producers[consumer.op]
+        ahead = dict(envs[1])
+        self.flows[1].run(ahead, at, at + 1)
+        y = ahead[consumer.op].float()
+        other = joined(self.graph, consumer.op)
+        if other is not None and all(other in env for env in envs):
+            y = y + (envs[1][other].float() - envs[0][other].float()).reshape(y.shape)
+        y = y.reshape(-1, y.shape[-1])
+        if len(y) != len(x):  # not one output for each input: no plain matrix
+            return None
+        return Targets(
+            (y.T @ x).double().numpy(),
+            y.sum(0, dtype=torch.float64).numpy(),
+            float(y.square().sum(dtype=torch.float64)),
+        )
 
     def replace(self, weights: Weights) -> None:
         self.overlay.update(weights)
+
+
+@dataclass
+class _Flow:
+    """A program that the batches go through, and the parameters that they share on the way."""
+
+    program: Program
+    parameters: Env = field(default_factory=dict)
+
+    def run(self, env: Env, start: int, stop: int) -> None:
+        """Advance one batch; parameters opened on the way serve the next batches too."""
+        for op in self.program.graph.ops[start:stop]:
+            for name in op.operands:
+                if not name.startswith("@"):
+                    continue
+                if name not in self.parameters:
+                    self.parameters[name] = self.program.parameter(name)
+                env[name] = self.parameters[name]
+        self.program.advance(env, start, stop)
 
 
 class _Overlaid(Mapping[str, Array]):
@@ -113,9 +174,13 @@ class _Overlaid(Mapping[str, Array]):
         return len(self.base)
 
 
-def _moments(value: torch.Tensor, consumer: Consumer, gram: bool) -> Moments:
-    x = value.movedim(consumer.input_dim, -1)
-    x = x.reshape(-1, x.shape[-1]).float()
+def _rows(value: torch.Tensor, dim: int) -> torch.Tensor:
+    """One row a token, (T, n), in float32."""
+    x = value.movedim(dim, -1)
+    return x.reshape(-1, x.shape[-1]).float()
+
+
+def _moments(x: torch.Tensor, gram: bool) -> Moments:
     squares = x.square().sum(0, dtype=torch.float64).numpy()
     sums = x.sum(0, dtype=torch.float64).numpy()
     absolute = x.abs().sum(0, dtype=torch.float64).numpy()
@@ -123,9 +188,10 @@ def _moments(value: torch.Tensor, consumer: Consumer, gram: bool) -> Moments:
     return Moments(len(x), squares, sums, product, absolute)
 
 
-def _checked(moments: Moments, consumer: Consumer) -> Moments:
-    if np.isfinite(moments.squares).all():
-        return moments
+def _checked(seen: Seen, consumer: Consumer) -> Seen:
+    samples = [sample for sample in (seen.fit, seen.held) if sample is not None]
+    if all(np.isfinite(sample.moments.squares).all() for sample in samples):
+        return seen
     raise fail(
         "P310",
         "calibration meets values that are not finite",
@@ -141,10 +207,10 @@ class _Store:
 
     def __init__(self, budget: int) -> None:
         self.budget, self.used = budget, 0
-        self.memory: dict[int, Env] = {}
+        self.memory: dict[Key, Env] = {}
         self.folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def put(self, batch: int, env: Env) -> None:
+    def put(self, batch: Key, env: Env) -> None:
         size = _nbytes(env)
         if self.used + size <= self.budget:
             self.memory[batch], self.used = env, self.used + size
@@ -153,7 +219,7 @@ class _Store:
             self.folder = tempfile.TemporaryDirectory(prefix="prunec-")
         torch.save(env, self._path(batch))
 
-    def take(self, batch: int) -> Env:
+    def take(self, batch: Key) -> Env:
         env = self.memory.pop(batch, None)
         if env is not None:
             self.used -= _nbytes(env)
@@ -161,9 +227,9 @@ class _Store:
         loaded: Env = torch.load(self._path(batch), weights_only=True)
         return loaded
 
-    def _path(self, batch: int) -> Path:
+    def _path(self, batch: Key) -> Path:
         assert self.folder is not None
-        return Path(self.folder.name) / f"{batch}.pt"
+        return Path(self.folder.name) / f"{batch[0]}-{batch[1]}.pt"
 
     def close(self) -> None:
         if self.folder is not None:

@@ -17,9 +17,10 @@ import numpy as np
 from prunec.ir.axes import Indices, Selection, atoms, kept_positions
 from prunec.ir.diagnostics import fail
 from prunec.passes.coupling import Consumer, Coupling, Group
-from prunec.passes.profile import Array, Moments, Stream, Weights
-from prunec.passes.restore import LeastSquares
-from prunec.passes.score import Criterion, Scores
+from prunec.passes.profile import Array, Moments, Seen, Stream, Weights
+from prunec.passes.readers import bias_of
+from prunec.passes.restore import Restorer
+from prunec.passes.score import Choosing, Criterion, Curved, Ranked, Scores, Watching
 
 __all__ = ["Compressed", "Journal", "Site", "compress", "score_all", "select", "sites"]
 
@@ -80,14 +81,14 @@ def score_all(
     weights: Weights,
     stream: Stream | None,
     step: Callable[[], None] = lambda: None,
-) -> dict[str, Scores]:
-    """Scores of every group on the dense stream, for an allocator that ranks them all."""
-    found: dict[str, Scores] = {}
+) -> dict[str, Ranked]:
+    """Scores of every group on the dense stream, with error curves where the criterion knows
+    them, for an allocator that compares groups."""
+    found: dict[str, Ranked] = {}
     for site in sites(coupling, groups):
-        moments = stream.observe(site.consumers, False) if stream and site.consumers else []
-        observed = dict(zip(site.consumers, moments, strict=True)) if moments else {}
+        observed = _moments(_observe(coupling, site, site.groups, criterion, stream, frozenset()))
         for group in site.groups:
-            found[group.name] = _scored(criterion, coupling, group, weights, observed)
+            found[group.name] = _ranked(criterion, coupling, group, weights, observed)
         step()
     return found
 
@@ -99,7 +100,7 @@ def compress(
     criterion: Criterion,
     weights: Weights,
     stream: Stream | None = None,
-    restorer: LeastSquares | None = None,
+    restorer: Restorer | None = None,
     step: Callable[[], None] = lambda: None,
     chosen: Mapping[str, Selection] | None = None,
     journal: Journal | None = None,
@@ -122,22 +123,20 @@ def compress(
                 stream.replace(known[1])
             step()
             continue
-        gram = restorer is not None and not any(g.normed for g in site.groups)
-        observed: dict[Consumer, Moments] = {}
-        if stream is not None and site.consumers:
-            moments = stream.observe(site.consumers, gram)
-            observed = dict(zip(site.consumers, moments, strict=True))
+        open_ = [g for g in site.groups if chosen is None and counts[g.name] < g.size]
+        wants = restorer.needs if restorer is not None and not _normed(site) else frozenset()
+        seen = _observe(coupling, site, open_, criterion, stream, wants)
         for group in site.groups:
             if chosen is not None:
                 result.selections[group.name] = chosen[group.name]
-                continue
-            if counts[group.name] == group.size:
-                continue
-            scores = _scored(criterion, coupling, group, current, observed)
-            result.selections[group.name] = select(scores, counts[group.name], group)
+            elif counts[group.name] < group.size:
+                count = counts[group.name]
+                result.selections[group.name] = _selected(
+                    criterion, coupling, group, current, _moments(seen), count
+                )
         changed: dict[str, Array] = {}
         if stream is not None and site.consumers:
-            changed = _pruned(coupling, site, observed, result, current, restorer)
+            changed = _pruned(coupling, site, seen, result, current, restorer)
             stream.replace(changed)
             result.weights |= changed
         if journal is not None:
@@ -147,17 +146,65 @@ def compress(
     return result
 
 
-def _scored(
+def _normed(site: Site) -> bool:
+    return any(group.normed for group in site.groups)
+
+
+def _observe(
+    coupling: Coupling,
+    site: Site,
+    scored: Sequence[Group],
+    criterion: Criterion,
+    stream: Stream | None,
+    wants: frozenset[str],
+) -> dict[Consumer, Seen]:
+    """What the site's consumers see, and whatever else the criterion watches for the groups that
+    it has to score."""
+    if stream is None or not site.consumers:
+        return {}
+    watched = dict.fromkeys(site.consumers)
+    if isinstance(criterion, Watching):
+        watched |= dict.fromkeys(c for group in scored for c in criterion.watches(coupling, group))
+    needs = wants | (criterion.needs if scored else frozenset())
+    return dict(zip(watched, stream.observe(list(watched), needs), strict=True))
+
+
+def _moments(seen: Mapping[Consumer, Seen]) -> dict[Consumer, Moments]:
+    return {consumer: s.whole.moments for consumer, s in seen.items()}
+
+
+def _selected(
     criterion: Criterion,
     coupling: Coupling,
     group: Group,
     weights: Weights,
     observed: Mapping[Consumer, Moments],
-) -> Scores:
+    count: int,
+) -> Selection:
+    if isinstance(criterion, Choosing):
+        own = _of(criterion, coupling, group, observed)
+        kept = criterion.choose(coupling, group, weights, own, count)
+        return Selection(kept.astype(np.int64), group.parent)
+    ranked = _ranked(criterion, coupling, group, weights, observed, curve=False)
+    return select(ranked.scores, count, group)
+
+
+def _ranked(
+    criterion: Criterion,
+    coupling: Coupling,
+    group: Group,
+    weights: Weights,
+    observed: Mapping[Consumer, Moments],
+    curve: bool = True,
+) -> Ranked:
     """Scores that can be ranked; PrunecError when a weight among them is not a number."""
-    scores = criterion.score(coupling, group, weights, _of(group, observed))
-    if np.isfinite(scores).all():
-        return scores
+    own = _of(criterion, coupling, group, observed)
+    if curve and isinstance(criterion, Curved):
+        ranked = criterion.rank(coupling, group, weights, own)
+    else:
+        ranked = Ranked(criterion.score(coupling, group, weights, own), None)
+    if np.isfinite(ranked.scores).all():
+        return ranked
     names = dict.fromkeys(place.parameter for place in group.places)
     bad = [name for name in names if not np.isfinite(weights[name].astype(np.float64)).all()]
     raise fail(
@@ -186,19 +233,26 @@ class _Current(dict[str, Array]):
         return self._changed[name] if name in self._changed else self._base[name]
 
 
-def _of(group: Group, observed: Mapping[Consumer, Moments]) -> list[tuple[Consumer, Moments]]:
-    """The observations of a group's own consumers."""
+def _of(
+    criterion: Criterion,
+    coupling: Coupling,
+    group: Group,
+    observed: Mapping[Consumer, Moments],
+) -> list[tuple[Consumer, Moments]]:
+    """The observations of a group's own consumers, and of what the criterion watches for it."""
     own = {(c.op, c.weight) for c in group.consumers}
+    if isinstance(criterion, Watching):
+        own |= {(c.op, c.weight) for c in criterion.watches(coupling, group)}
     return [(c, m) for c, m in observed.items() if (c.op, c.weight) in own]
 
 
 def _pruned(
     coupling: Coupling,
     site: Site,
-    observed: Mapping[Consumer, Moments],
+    seen: Mapping[Consumer, Seen],
     result: Compressed,
     weights: Weights,
-    restorer: LeastSquares | None,
+    restorer: Restorer | None,
 ) -> dict[str, Array]:
     """The consumers' weights at full width, zero where pruned, refitted where that is possible."""
     by_weight: dict[tuple[str, int], list[Consumer]] = defaultdict(list)
@@ -207,20 +261,25 @@ def _pruned(
     changed: dict[str, Array] = {}
     for (name, dim), consumers in by_weight.items():
         axis = coupling.axes(name)[dim]
-        if not any(a.name in result.selections for a in atoms(axis)):
+        cut = any(a.name in result.selections for a in atoms(axis))
+        compensates = restorer is not None and restorer.compensates
+        if not cut and not compensates:
             continue
-        kept = kept_positions(axis, result.selections)
         reason = _obstacle(coupling, consumers, restorer)
-        if reason or restorer is None:
+        if restorer is not None and not reason:
+            total = _sum([seen[c] for c in consumers])
+            kept = kept_positions(axis, result.selections)
+            changed |= _refitted(coupling, consumers[0], weights, total, kept, restorer)
+        elif cut:
             if reason:
                 result.unrestored[name] = reason
             weight = np.array(changed.get(name, weights[name]))
-            changed[name] = _zeroed(weight, dim, kept)
-            continue
-        moments = [observed[c] for c in consumers]
-        total = sum(moments[1:], start=moments[0])
-        changed |= _refitted(coupling, consumers[0], weights, total, kept, restorer)
+            changed[name] = _zeroed(weight, dim, kept_positions(axis, result.selections))
     return changed
+
+
+def _sum(seen: Sequence[Seen]) -> Seen:
+    return sum(seen[1:], start=seen[0])
 
 
 def _zeroed(weight: Array, dim: int, kept: Indices) -> Array:
@@ -229,9 +288,7 @@ def _zeroed(weight: Array, dim: int, kept: Indices) -> Array:
     return weight
 
 
-def _obstacle(
-    coupling: Coupling, consumers: Sequence[Consumer], restorer: LeastSquares | None
-) -> str:
+def _obstacle(coupling: Coupling, consumers: Sequence[Consumer], restorer: Restorer | None) -> str:
     """Why the consumers of a weight cannot be refitted; empty when they can."""
     if restorer is None:
         return ""
@@ -239,10 +296,12 @@ def _obstacle(
     for consumer in consumers:
         parameter = graph.parameters[consumer.weight.parameter]
         op = graph.ops[graph.producers[consumer.op]]
-        if len(parameter.type.shape) != 2 or parameter.ref not in op.operands:
-            return "only layers with a plain weight matrix are refitted"
-        normed = coupling.axes(parameter.name)[consumer.weight.dim]
-        names = {a.name for a in atoms(normed)}
+        if parameter.ref not in op.operands:
+            return "only layers that hold their weight themselves are refitted"
+        inputs = graph.types[consumer.input].axes[consumer.input_dim]
+        if inputs != coupling.axes(parameter.name)[consumer.weight.dim]:
+            return "grouped convolutions are not refitted"
+        names = {a.name for a in atoms(inputs)}
         if any(g.normed for g in coupling.groups if g.name in names):
             return "a statistic is taken over its inputs, which changes when they are pruned"
     return ""
@@ -252,31 +311,20 @@ def _refitted(
     coupling: Coupling,
     consumer: Consumer,
     weights: Weights,
-    moments: Moments,
+    seen: Seen,
     kept: Indices,
-    restorer: LeastSquares,
+    restorer: Restorer,
 ) -> dict[str, Array]:
+    """A convolution has one row for each output and tap: all taps read the same channels."""
     name, dim = consumer.weight.parameter, consumer.weight.dim
     weight = weights[name]
-    matrix = (weight if dim == 1 else weight.T).astype(np.float64)
-    bias_name = _bias(coupling, consumer)
+    moved = np.moveaxis(weight, dim, -1)
+    matrix = moved.reshape(-1, weight.shape[dim]).astype(np.float64)
+    bias_name = bias_of(coupling, consumer)
     bias = None if bias_name is None else weights[bias_name].astype(np.float64)
-    restored = restorer.restore(matrix, bias, moments, kept)
-    result = restored.weight if dim == 1 else restored.weight.T
+    restored = restorer.restore(matrix, bias, seen, kept)
+    result = np.moveaxis(restored.weight.reshape(moved.shape), -1, dim)
     changed = {name: np.ascontiguousarray(result.astype(weight.dtype))}
     if bias_name is not None and restored.bias is not None:
         changed[bias_name] = restored.bias.astype(weights[bias_name].dtype)
     return changed
-
-
-def _bias(coupling: Coupling, consumer: Consumer) -> str | None:
-    """The parameter that the same operation adds to its result."""
-    graph = coupling.graph
-    op = graph.ops[graph.producers[consumer.op]]
-    for operand in op.operands:
-        parameter = graph.parameter(operand)
-        if parameter is None or parameter.name == consumer.weight.parameter:
-            continue
-        if len(parameter.type.shape) == 1 and len(graph.uses[parameter.ref]) == 1:
-            return parameter.name
-    return None

@@ -11,7 +11,17 @@ import numpy.typing as npt
 
 from prunec.passes.coupling import Consumer, Place
 
-__all__ = ["Array", "Gradients", "Moments", "Slopes", "Stream", "Weights"]
+__all__ = [
+    "Array",
+    "Gradients",
+    "Moments",
+    "Sample",
+    "Seen",
+    "Slopes",
+    "Stream",
+    "Targets",
+    "Weights",
+]
 
 Array = npt.NDArray[Any]
 Weights = Mapping[str, Array]
@@ -80,15 +90,67 @@ class Slopes:
     mixed: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What a consumer should give for its inputs X (T, n): Y (T, m), the output of the dense
+    program and, where it is added to a residual stream, what that stream lacks by now.
+
+    `cross` is Y'X, shape (m, n); `sums` the sum of Y, shape (m,); `squares` the sum of its squares.
+    """
+
+    cross: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]
+    squares: float
+
+    def __add__(self, other: Targets) -> Targets:
+        return Targets(
+            self.cross + other.cross, self.sums + other.sums, self.squares + other.squares
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs of a consumer over some tokens, and targets where they were asked for."""
+
+    moments: Moments
+    targets: Targets | None = None
+
+    def __add__(self, other: Sample) -> Sample:
+        both = self.targets is not None and other.targets is not None
+        targets = self.targets + other.targets if both else None  # type: ignore[operator]
+        return Sample(self.moments + other.moments, targets)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a consumer saw: tokens to learn from, and others to judge by, or None."""
+
+    fit: Sample
+    held: Sample | None = None
+
+    @property
+    def whole(self) -> Sample:
+        return self.fit if self.held is None else self.fit + self.held
+
+    def __add__(self, other: Seen) -> Seen:
+        held = self.held if other.held is None else other.held
+        if self.held is not None and other.held is not None:
+            held = self.held + other.held
+        return Seen(self.fit + other.fit, held)
+
+
 class Stream(Protocol):
     """Calibration data on its way through the program.
 
     `observe` brings all batches to the first of the consumers, which must lie ahead, and returns
-    the moments of the inputs of each. `replace` changes weights of what lies ahead, so that
+    what each of them sees: the Gram matrix when `needs` has `gram`, `targets` when it has that,
+    some batches apart when it has `held`. `replace` changes weights of what lies ahead, so that
     everything later is observed on the already pruned program.
     """
 
-    def observe(self, consumers: Sequence[Consumer], gram: bool) -> list[Moments]: ...
+    def observe(
+        self, consumers: Sequence[Consumer], needs: frozenset[str] = frozenset()
+    ) -> list[Seen]: ...
 
     def replace(self, weights: Weights) -> None: ...
 

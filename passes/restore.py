@@ -1,20 +1,24 @@
 """Restoration: refit what remains of a consumer so that it does the work of what was removed.
 
 Notation: a consumer has weight W (m outputs, n inputs) and inputs X (T tokens, n); G = X'X,
-mu = mean X, C = G - T mu mu'; K is kept and P pruned.
+mu = mean X; Y (T, m) is what it should give, C = Y'X; K is kept and P pruned. Without targets
+from elsewhere Y = XW', so that C = WG. A consumer with a bias is refitted about the means, with
+G - T mu mu' for G and so on, and the bias takes what the means then lack.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from prunec.ir.axes import Indices
-from prunec.passes.profile import Moments
+from prunec.passes.profile import Sample, Seen
 
-__all__ = ["LeastSquares", "Restored"]
+__all__ = ["RESTORERS", "BiasOnly", "CrossStream", "LeastSquares", "Restored", "Restorer"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -28,40 +32,147 @@ class Restored:
     bias: Matrix | None
 
 
-@dataclass(frozen=True)
-class LeastSquares:
-    """Least squares on the kept inputs: W_K + W_P G_PK (G_KK + lambda I)^-1 with
-    lambda = ridge * mean(diag G).
+class Restorer(Protocol):
+    """Repairs a consumer. `needs` is what the stream must observe; one that `compensates` also
+    improves layers of which nothing was pruned."""
 
-    The ridge shrinks the update, not the weights, so that few tokens cannot ruin a layer. With a
-    bias, C stands for G and the bias takes W_P mu_P - (W'_K - W_K) mu_K (FLAP, AAAI 2024, eq. 6
-    is the case of W unchanged). Limit lambda -> 0: FASP, arXiv 2501.09412, eq. 9.
-    """
+    @property
+    def needs(self) -> frozenset[str]: ...
 
-    ridge: float = 1e-2
+    @property
+    def compensates(self) -> bool: ...
 
     def restore(
-        self, weight: Matrix, bias: Matrix | None, moments: Moments, kept: Indices
-    ) -> Restored:
-        """Refit `weight` (m, n) for the kept columns; `moments.gram` must be there."""
-        assert moments.gram is not None
-        pruned = np.setdiff1d(np.arange(weight.shape[1]), kept)
-        mean = moments.sums / max(moments.tokens, 1)
-        gram = moments.gram
-        if bias is not None:
-            gram = gram - moments.tokens * np.outer(mean, mean)
-        update = self._update(weight, gram, kept, pruned)
-        result = np.zeros_like(weight)
-        result[:, kept] = weight[:, kept] + update
-        if bias is not None:
-            bias = bias + weight[:, pruned] @ mean[pruned] - update @ mean[kept]
-        return Restored(result, bias)
+        self, weight: Matrix, bias: Matrix | None, seen: Seen, kept: Indices
+    ) -> Restored: ...
 
-    def _update(self, weight: Matrix, gram: Matrix, kept: Indices, pruned: Indices) -> Matrix:
-        inner = gram[np.ix_(kept, kept)]
-        scale = float(np.mean(np.diag(gram)))
-        if not len(pruned) or scale <= 0:
-            return np.zeros((weight.shape[0], len(kept)))
-        inner = inner + self.ridge * scale * np.eye(len(kept))
-        right = gram[np.ix_(kept, pruned)] @ weight[:, pruned].T
-        return np.linalg.solve(inner, right).T.astype(np.float64, copy=False)
+
+@dataclass(frozen=True)
+class BiasOnly:
+    """The bias takes what the removed inputs gave on average, W_P mu_P (FLAP, AAAI 2024, eq. 6).
+
+    A layer without a bias is left as it is: a new one would not fit the stock class.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    compensates: ClassVar[bool] = False
+
+    def restore(self, weight: Matrix, bias: Matrix | None, seen: Seen, kept: Indices) -> Restored:
+        update = np.zeros((len(weight), len(kept)))
+        return _assembled(weight, bias, update, seen.whole, kept)
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """Least squares on the kept inputs: W_K + (C_K - W_K G_KK) (G_KK + lambda I)^-1 with
+    lambda = ridge * mean(diag G), which is W_K + W_P G_PK (G_KK + lambda I)^-1 without targets.
+
+    The ridge shrinks the update, not the weights, so that few tokens cannot ruin a layer. Of
+    `ridges` the one is taken that leaves the least error on held-out tokens, and of its update the
+    share (0 to 1) that does: restoring is never worse there than the bias alone. What was chosen
+    is then fitted on all tokens. Without held-out tokens the first of `ridges` holds, unshared.
+    One ridge -> 0: FASP, arXiv 2501.09412, eq. 9.
+    """
+
+    ridges: tuple[float, ...] = (1e-2, 1e-3, 1e-1, 1.0)
+    needs: ClassVar[frozenset[str]] = frozenset({"gram", "held"})
+    compensates: ClassVar[bool] = False
+
+    def restore(self, weight: Matrix, bias: Matrix | None, seen: Seen, kept: Indices) -> Restored:
+        """Refit `weight` (m, n) for the kept columns; the Gram matrix must have been observed."""
+        centred = bias is not None
+        whole = _Problem(weight, seen.whole, kept, centred)
+        ridge, share = self.ridges[0], 1.0
+        if seen.held is not None:
+            fit = _Problem(weight, seen.fit, kept, centred)
+            held = _Problem(weight, seen.held, kept, centred)
+            ridge, share = self._chosen(fit, held)
+        update = share * whole.update(ridge)
+        return _assembled(weight, bias, update, seen.whole, kept)
+
+    def _chosen(self, fit: _Problem, held: _Problem) -> tuple[float, float]:
+        """The ridge and the share of its update with the least error on the held-out tokens."""
+        found = []
+        for ridge in self.ridges:
+            update = fit.update(ridge)
+            gain = float(np.sum(update * held.lacking))
+            size = float(np.sum((update @ held.inner) * update))
+            share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
+            found.append((share * share * size - 2 * share * gain, ridge, share))
+        _, ridge, share = min(found, key=lambda row: row[0])
+        return ridge, share
+
+
+@dataclass(frozen=True)
+class CrossStream(LeastSquares):
+    """Least squares on the inputs of the pruned program with the outputs of the dense one, and
+    what the residual stream has lost by then, as targets: each layer makes up for the errors of
+    those before it, and layers of which nothing was pruned help.
+
+    Targets of the dense stream as in OSSCAR's and SparseGPT's layer-wise problems; the residual
+    term is ours.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gram", "held", "targets"})
+    compensates: ClassVar[bool] = True
+
+
+class _Problem:
+    """One least-squares problem: `inner` G_KK and `lacking` C_K - W_K G_KK."""
+
+    def __init__(self, weight: Matrix, sample: Sample, kept: Indices, centred: bool) -> None:
+        moments, targets = sample.moments, sample.targets
+        assert moments.gram is not None, "the Gram matrix was not asked for"
+        gram = moments.gram
+        mean = moments.sums / max(moments.tokens, 1)
+        if centred:
+            gram = gram - np.outer(moments.sums, mean)
+        self.scale = float(np.mean(np.diag(gram)))
+        self.inner = gram[np.ix_(kept, kept)]
+        if targets is None:
+            pruned = np.setdiff1d(np.arange(weight.shape[1]), kept)
+            self.lacking = weight[:, pruned] @ gram[np.ix_(pruned, kept)]
+            return
+        cross = targets.cross[:, kept]
+        if centred:
+            cross = cross - np.outer(targets.sums, mean[kept])
+        self.lacking = cross - weight[:, kept] @ self.inner
+
+    def update(self, ridge: float) -> Matrix:
+        """(C_K - W_K G_KK) (G_KK + lambda I)^-1."""
+        if self.scale <= 0 or not self.lacking.any():
+            return np.zeros_like(self.lacking)
+        inner = self.inner.copy()
+        inner[np.diag_indices(len(inner))] += ridge * self.scale
+        return np.asarray(np.linalg.solve(inner, self.lacking.T).T, dtype=np.float64)
+
+
+def _assembled(
+    weight: Matrix, bias: Matrix | None, update: Matrix, sample: Sample, kept: Indices
+) -> Restored:
+    """The new weight, and the bias that makes its mean output right.
+
+    A weight may have several rows for each output (the taps of a convolution): the bias takes
+    what all of them lack.
+    """
+    result = np.zeros_like(weight)
+    result[:, kept] = weight[:, kept] + update
+    if bias is None:
+        return Restored(result, None)
+    tokens = max(sample.moments.tokens, 1)
+    mean = sample.moments.sums / tokens
+    if sample.targets is not None:
+        return Restored(result, sample.targets.sums / tokens - result @ mean)
+    lacking = ((weight - result) @ mean).reshape(len(bias), -1).sum(1)
+    return Restored(result, bias + lacking)
+
+
+RESTORERS: Mapping[str, Restorer | None] = {
+    "none": None,
+    "bias": BiasOnly(),
+    "ls": LeastSquares(),
+    "obs": LeastSquares(ridges=(1e-2,)),
+    "cross": CrossStream(),
+}
+"""Restorers by the names that `--restore` takes. `obs` is the update of the OBS sweep, which is
+least squares with the ridge of the sweep."""

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunec.passes.profile import Moments
-from prunec.passes.restore import LeastSquares
+from prunec.passes.profile import Moments, Sample, Seen, Targets
+from prunec.passes.restore import BiasOnly, CrossStream, LeastSquares
 
 Matrix = npt.NDArray[np.float64]
 
@@ -26,6 +26,14 @@ def data(tokens: int, seed: int = 0) -> Matrix:
 
 def moments(x: Matrix) -> Moments:
     return Moments(len(x), (x**2).sum(0), x.sum(0), x.T @ x)
+
+
+def seen(x: Matrix, held: Matrix | None = None) -> Seen:
+    return Seen(Sample(moments(x)), None if held is None else Sample(moments(held)))
+
+
+def aimed(x: Matrix, y: Matrix) -> Sample:
+    return Sample(moments(x), Targets(y.T @ x, y.sum(0), float((y**2).sum())))
 
 
 def layer(seed: int = 1) -> tuple[Matrix, Matrix]:
@@ -50,7 +58,7 @@ def test_without_bias_is_ridge_regression(ridge: float) -> None:
     """The update predicts what the pruned columns gave from the kept ones."""
     x = data(200)
     weight, _ = layer()
-    found = LeastSquares(ridge).restore(weight, None, moments(x), KEPT)
+    found = LeastSquares((ridge,)).restore(weight, None, seen(x), KEPT)
     penalty = ridge * (x**2).sum(0).mean()
     update = regression(x[:, KEPT], x[:, PRUNED] @ weight[:, PRUNED].T, penalty).T
     np.testing.assert_allclose(found.weight[:, KEPT], weight[:, KEPT] + update, atol=1e-9)
@@ -63,7 +71,7 @@ def test_with_bias_the_means_are_free(ridge: float) -> None:
     """An intercept that nobody penalises: the regression on centred data."""
     x = data(200)
     weight, bias = layer()
-    found = LeastSquares(ridge).restore(weight, bias, moments(x), KEPT)
+    found = LeastSquares((ridge,)).restore(weight, bias, seen(x), KEPT)
     mean = x.mean(0)
     centred = x - mean
     penalty = ridge * (centred**2).sum(0).mean()
@@ -90,7 +98,7 @@ def test_never_worse_than_not_refitting(
     """On the calibration data; also with fewer tokens than channels, where G is singular."""
     x, columns = data(tokens, seed), np.array(sorted(kept))
     weight, bias = layer(seed)
-    found = LeastSquares().restore(weight, bias if with_bias else None, moments(x), columns)
+    found = LeastSquares().restore(weight, bias if with_bias else None, seen(x), columns)
     assert np.isfinite(found.weight).all()
     plain = np.zeros_like(weight)
     plain[:, columns] = weight[:, columns]
@@ -105,14 +113,14 @@ def test_what_others_repeat_is_recovered() -> None:
     x[:, 1] = x[:, 0]
     weight, _ = layer()
     kept = np.array([i for i in range(IN) if i != 1])
-    found = LeastSquares(1e-12).restore(weight, None, moments(x), kept)
+    found = LeastSquares((1e-12,)).restore(weight, None, seen(x), kept)
     np.testing.assert_allclose(x @ found.weight.T, x @ weight.T, atol=1e-5)
 
 
 def test_dead_inputs_change_nothing() -> None:
     x = np.zeros((20, IN))
     weight, bias = layer()
-    found = LeastSquares().restore(weight, bias, moments(x), KEPT)
+    found = LeastSquares().restore(weight, bias, seen(x), KEPT)
     np.testing.assert_array_equal(found.weight[:, KEPT], weight[:, KEPT])
     np.testing.assert_array_equal(found.bias, bias)
 
@@ -122,7 +130,7 @@ def test_constant_inputs_go_into_the_bias() -> None:
     x = data(100)
     x[:, PRUNED] = np.arange(len(PRUNED))
     weight, bias = layer()
-    found = LeastSquares().restore(weight, bias, moments(x), KEPT)
+    found = LeastSquares().restore(weight, bias, seen(x), KEPT)
     assert found.bias is not None
     np.testing.assert_allclose(found.weight[:, KEPT], weight[:, KEPT], atol=1e-9)
     np.testing.assert_allclose(
@@ -132,7 +140,7 @@ def test_constant_inputs_go_into_the_bias() -> None:
 
 def test_keeping_all_changes_nothing() -> None:
     weight, bias = layer()
-    found = LeastSquares().restore(weight, bias, moments(data(50)), np.arange(IN))
+    found = LeastSquares().restore(weight, bias, seen(data(50)), np.arange(IN))
     np.testing.assert_array_equal(found.weight, weight)
     np.testing.assert_array_equal(found.bias, bias)
 
@@ -148,3 +156,103 @@ def test_moments_add_up() -> None:
     assert total.gram is not None
     np.testing.assert_allclose(total.gram, whole.gram)
     np.testing.assert_allclose(total.norms, np.linalg.norm(x, axis=0))
+
+
+@given(
+    tokens=st.integers(1, 30),
+    kept=st.sets(st.integers(0, IN - 1), min_size=1),
+    seed=st.integers(0, 1000),
+    with_bias=st.booleans(),
+)
+def test_never_worse_on_held_out_tokens(
+    tokens: int, kept: set[int], seed: int, with_bias: bool
+) -> None:
+    """Few tokens to learn from and others to judge by: the update shrinks, to nothing if need be.
+
+    What is chosen is fitted on all tokens in the end, the held-out ones too, so that the promise
+    is kept with room to spare; a bias is judged about the means.
+    """
+    x, other, columns = data(tokens, seed), data(200, seed + 1), np.array(sorted(kept))
+    weight, bias = layer(seed)
+    found = LeastSquares().restore(weight, bias if with_bias else None, seen(x, other), columns)
+    plain = BiasOnly().restore(weight, bias if with_bias else None, seen(x, other), columns)
+    inputs = np.concatenate([x, other])
+
+    def loss(matrix: Matrix, shift: Matrix | None) -> float:
+        shift = bias if shift is None else shift
+        return error(inputs, weight, bias, matrix, shift)
+
+    assert loss(found.weight, found.bias) <= loss(plain.weight, plain.bias) * (1 + 1e-9) + 1e-9
+
+
+def test_ridge_and_share_are_those_of_the_held_out_tokens() -> None:
+    """The same choice as trying every ridge and a fine grid of shares on the tokens themselves."""
+    x, other = data(14, 3), data(400, 4)
+    weight, _ = layer(3)
+    restorer = LeastSquares()
+    found = restorer.restore(weight, None, seen(x, other), KEPT)
+    tried = []
+    for ridge in restorer.ridges:
+        penalty = ridge * (x**2).sum(0).mean()
+        update = regression(x[:, KEPT], x[:, PRUNED] @ weight[:, PRUNED].T, penalty).T
+        for share in np.linspace(0, 1, 1001):
+            left = other[:, PRUNED] @ weight[:, PRUNED].T - other[:, KEPT] @ (share * update).T
+            tried.append((float((left**2).sum()), ridge, share))
+    _, ridge, share = min(tried)
+    both = np.concatenate([x, other])
+    penalty = ridge * (both**2).sum(0).mean()
+    update = regression(both[:, KEPT], both[:, PRUNED] @ weight[:, PRUNED].T, penalty).T
+    expected = weight[:, KEPT] + share * update
+    np.testing.assert_allclose(found.weight[:, KEPT], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_targets_of_the_dense_program(with_bias: bool) -> None:
+    """(W X'X~_K + lambda W_K)(X~_K'X~_K + lambda I)^-1 with inputs that have drifted."""
+    dense = data(300, 5)
+    x = dense + np.random.default_rng(6).normal(0.2, 0.3, dense.shape)
+    weight, bias = layer(5)
+    y = dense @ weight.T + (bias if with_bias else 0)
+    found = CrossStream((0.05,)).restore(
+        weight, bias if with_bias else None, Seen(aimed(x, y)), KEPT
+    )
+    mean, middle = (x.mean(0), y.mean(0)) if with_bias else (0, 0)
+    a, b = (x - mean)[:, KEPT], y - middle
+    ridge = 0.05 * ((x - mean) ** 2).sum(0).mean()
+    inner = a.T @ a + ridge * np.eye(len(KEPT))
+    expected = np.linalg.solve(inner, (b.T @ a + ridge * weight[:, KEPT]).T).T
+    np.testing.assert_allclose(found.weight[:, KEPT], expected, atol=1e-9)
+    if with_bias:
+        assert found.bias is not None
+        np.testing.assert_allclose(found.bias, middle - found.weight @ mean, atol=1e-9)
+
+
+def test_a_layer_that_lost_nothing_makes_up_for_others() -> None:
+    """All columns stay, the inputs have drifted: the refit comes closer to the targets."""
+    dense = data(300, 7)
+    x = dense * 0.8 + 0.1
+    weight, _ = layer(7)
+    y = dense @ weight.T
+    found = CrossStream((1e-6,)).restore(weight, None, Seen(aimed(x, y)), np.arange(IN))
+    assert ((x @ found.weight.T - y) ** 2).sum() < 0.5 * ((x @ weight.T - y) ** 2).sum()
+
+
+def test_bias_alone_leaves_the_weights() -> None:
+    x = data(100)
+    weight, bias = layer()
+    found = BiasOnly().restore(weight, bias, seen(x), KEPT)
+    np.testing.assert_array_equal(found.weight[:, KEPT], weight[:, KEPT])
+    assert found.bias is not None
+    np.testing.assert_allclose(found.bias, bias + weight[:, PRUNED] @ x.mean(0)[PRUNED])
+    assert BiasOnly().restore(weight, None, seen(x), KEPT).bias is None
+
+
+def test_taps_of_a_convolution_share_one_bias() -> None:
+    """Three rows for each output: the bias takes what all of them lack."""
+    x = data(100)
+    taps = np.random.default_rng(8).normal(size=(3 * OUT, IN))
+    bias = np.zeros(OUT)
+    found = BiasOnly().restore(taps, bias, seen(x), KEPT)
+    assert found.bias is not None
+    lacking = (taps[:, PRUNED] @ x.mean(0)[PRUNED]).reshape(OUT, 3).sum(1)
+    np.testing.assert_allclose(found.bias, lacking)

@@ -18,10 +18,11 @@ from prunec.passes.compress import Compressed, compress, sites
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Consumer, Coupling
 from prunec.passes.criteria import Magnitude, Wanda
-from prunec.passes.profile import Moments
+from prunec.passes.profile import Seen
 from prunec.passes.restore import LeastSquares
 from prunec.passes.rewrite import rewrite
 
+GRAM = frozenset({"gram"})
 TOLERANCE = 1e-5
 """Relative, float32: torch and NumPy add in another order."""
 
@@ -67,7 +68,9 @@ def inputs(weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
 
 
-def check(found: Moments, x: np.ndarray) -> None:
+def check(seen: Seen, x: np.ndarray) -> None:
+    assert seen.held is None
+    found = seen.fit.moments
     x = x.astype(np.float64)
     assert found.tokens == len(x) == 2 * 5 + 3 * 4 + 7
     np.testing.assert_allclose(found.sums, x.sum(0), rtol=TOLERANCE, atol=TOLERANCE)
@@ -82,12 +85,12 @@ def test_moments_are_those_of_a_forward_pass(budget: int) -> None:
     first, second = consumers()
     wanted = inputs(program().weights)
     with TorchStream(program().graph, program().weights, batches(), budget) as stream:
-        (found,) = stream.observe([first], True)
+        (found,) = stream.observe([first], GRAM)
         check(found, wanted[0])
-        assert found.gram is not None
-        (found,) = stream.observe([second], False)
+        assert found.fit.moments.gram is not None
+        (found,) = stream.observe([second])
         check(found, wanted[1])
-        assert found.gram is None
+        assert found.fit.moments.gram is None
 
 
 def test_several_consumers_at_one_stop() -> None:
@@ -96,7 +99,7 @@ def test_several_consumers_at_one_stop() -> None:
     wanted = inputs(program().weights)
     with TorchStream(program().graph, program().weights, batches()) as stream:
         for _ in range(2):
-            ahead, here = stream.observe([second, first], True)
+            ahead, here = stream.observe([second, first], GRAM)
             check(ahead, wanted[1])
             check(here, wanted[0])
 
@@ -114,10 +117,70 @@ def test_what_is_replaced_counts_from_there_on() -> None:
         "w2": program().weights["w2"][:, kept],
     }
     with TorchStream(program().graph, program().weights, batches()) as stream:
-        stream.observe([first], False)
+        stream.observe([first])
         stream.replace({"w2": zeroed})
-        (found,) = stream.observe([second], True)
+        (found,) = stream.observe([second], GRAM)
     check(found, inputs(smaller)[1])
+
+
+def test_targets_are_the_outputs_of_the_dense_program() -> None:
+    """The second layer sees drifted inputs, and is told what it gave before."""
+    first, second = consumers()
+    weights = program().weights
+    changed = weights | {"w2": weights["w2"] * 0.5}
+    with TorchStream(program().graph, weights, batches(), dense=True) as stream:
+        stream.observe([first])
+        stream.replace({"w2": changed["w2"]})
+        (found,) = stream.observe([second], frozenset({"gram", "targets"}))
+    x, dense = inputs(changed)[1], inputs(weights)[1]
+    y = dense @ weights["w4"].T + weights["w5"]
+    check(found, x)
+    targets = found.fit.targets
+    assert targets is not None
+    np.testing.assert_allclose(targets.cross, y.T @ x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(targets.sums, y.sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(targets.squares, (y**2).sum(), rtol=1e-4)
+
+
+def test_targets_hold_what_the_residual_stream_lacks() -> None:
+    """x + up(relu(down(x))) twice: the second block is told to make up for the first one's error.
+
+    With its inputs' targets met exactly, the sum of both streams would be the dense one again.
+    """
+    b = Builder()
+    x = b.input("batch", "time", 6)
+    for _ in range(2):
+        x = b.call("aten.add.Tensor", x, b.linear(b.call("aten.relu.default", b.linear(x, 9)), 6))
+    built = b.finish(x)
+    weights, coupling = built.weights, couple(built.graph, ATEN)
+    first, second = (s.consumers[0] for s in sites(coupling, coupling.groups))
+    lost = weights | {"w2": weights["w2"] * 0.0}
+    rows = np.asarray(built.inputs(2, 5)["x0"]).reshape(-1, 6)
+
+    def block(w: Mapping[str, np.ndarray], x: np.ndarray, i: int) -> np.ndarray:
+        inner = np.maximum(x @ w[f"w{i}"].T + w[f"w{i + 1}"], 0)
+        return x + inner @ w[f"w{i + 2}"].T + w[f"w{i + 3}"]
+
+    dense, drifted = block(weights, rows, 0), block(lost, rows, 0)
+    wanted = block(weights, dense, 4) - drifted
+    batch = {name: np.asarray(v) for name, v in built.inputs(2, 5).items()}
+    with TorchStream(built.graph, weights, [batch], dense=True) as stream:
+        stream.observe([first])
+        stream.replace({"w2": lost["w2"]})
+        (found,) = stream.observe([second], frozenset({"targets"}))
+    assert found.fit.targets is not None
+    np.testing.assert_allclose(found.fit.targets.sums, wanted.sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.fit.targets.squares, (wanted**2).sum(), rtol=1e-4)
+
+
+def test_every_fifth_batch_is_held_apart() -> None:
+    first, _ = consumers()
+    several = batches() * 2
+    with TorchStream(program().graph, program().weights, several) as stream:
+        (found,) = stream.observe([first], frozenset({"held"}))
+    assert found.held is not None
+    assert found.held.moments.tokens == 3 * 4  # the second of the second round
+    assert found.whole.moments.tokens == 2 * (2 * 5 + 3 * 4 + 7)
 
 
 def run(restorer: LeastSquares | None, budget: int = BUDGET) -> Compressed:
@@ -173,7 +236,7 @@ def test_spilled_and_unspilled_give_the_same() -> None:
 
 def test_spilled_values_are_deleted() -> None:
     with TorchStream(program().graph, program().weights, batches(), 0) as stream:
-        stream.observe(consumers()[:1], False)
+        stream.observe(consumers()[:1])
         assert stream.store.folder is not None
         folder = Path(stream.store.folder.name)
         assert any(folder.iterdir())
@@ -187,7 +250,7 @@ def test_overflow_is_told() -> None:
         TorchStream(program().graph, weights, batches()) as stream,
         pytest.raises(PrunecError, match="P310"),
     ):
-        stream.observe([first], False)
+        stream.observe([first])
 
 
 def test_selections_already_made_are_followed() -> None:

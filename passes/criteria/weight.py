@@ -59,11 +59,11 @@ def _powers(weight: Array, dim: int, power: int, chunk: int = 1 << 18) -> Scores
 def _sums(part: Array, how: str, power: int) -> Array:
     """Sums as einsum's notation says, without a second buffer of squares."""
     if power == 1:
-        found: Array = np.einsum(how, np.abs(part, out=part))
-        return found
-    entries, kept = how.split("->")
-    found = np.einsum(f"{entries},{entries}->{kept}", part, part)
-    return found
+        total: Array = np.einsum(how, np.abs(part, out=part))
+    else:
+        entries, kept = how.split("->")
+        total = np.einsum(f"{entries},{entries}->{kept}", part, part)
+    return total
 
 
 @dataclass(frozen=True)

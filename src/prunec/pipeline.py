@@ -31,7 +31,7 @@ from prunec.passes.compress import Compressed, compress, score_all, sites
 from prunec.passes.criteria import CRITERIA, Random
 from prunec.passes.dce import dce
 from prunec.passes.profile import Weights
-from prunec.passes.restore import LeastSquares
+from prunec.passes.restore import RESTORERS
 from prunec.passes.rewrite import Rewritten, rewrite
 from prunec.passes.score import Criterion
 from prunec.planfile import read_plan, write_plan
@@ -210,7 +210,9 @@ class _Run:
                 stream,
                 lambda: advance(1),
             )
-        return GlobalRanking().allocate(choice.groups, budget, scores)
+        return GlobalRanking().allocate(
+            choice.groups, budget, {name: ranked.scores for name, ranked in scores.items()}
+        )
 
     def _finish(
         self,
@@ -220,7 +222,7 @@ class _Run:
         chosen: Mapping[str, Selection] | None = None,
     ) -> Pruned:
         calibrated = self.calibrated
-        refit = self.options.restore == "ls" and calibrated is not None
+        restorer = RESTORERS[self.options.restore] if calibrated is not None else None
         total = len(sites(self.loaded.coupling, choice.groups))
         with (
             self._timed("prune"),
@@ -234,7 +236,7 @@ class _Run:
                 self.criterion,
                 self._scored_weights(stream),
                 stream,
-                LeastSquares() if refit else None,
+                restorer,
                 lambda: advance(1),
                 chosen,
                 StateJournal(self.state, self.loaded.weights) if self.state is not None else None,
