@@ -14,7 +14,7 @@ from prunec.passes.criteria.obs import second_moments
 from prunec.passes.criteria.weight import Magnitude
 from prunec.passes.profile import Weights
 from prunec.passes.readers import Reader, feeders, readers
-from prunec.passes.score import Observed, Scores, fold, folded, group_shape
+from prunec.passes.score import Observed, Scores, fold, folded, group_shape, members
 
 __all__ = ["SlimLLM"]
 
@@ -43,6 +43,11 @@ class SlimLLM:
     needs: ClassVar[frozenset[str]] = frozenset({"squares", "sums", "gram"})
 
     def watches(self, coupling: Coupling, group: Group) -> tuple[Consumer, ...]:
+        """The layers that make the group, where it is one of channels."""
+        for consumer in group.consumers:
+            axis = coupling.axes(consumer.weight.parameter)[consumer.weight.dim]
+            if not _one_each(members(axis, group), group_shape(coupling, group)):
+                return ()
         return feeders(coupling, group)
 
     def score(
@@ -70,8 +75,11 @@ class SlimLLM:
 
 def _single(found: list[Reader], shape: tuple[int, ...]) -> bool:
     """Whether no index has more than one column in a consumer."""
-    ones = (folded(np.ones(r.width), r.where, shape) for r in found)
-    return all(float(columns.max()) <= 1 for columns in ones)
+    return all(_one_each(reader.where, shape) for reader in found)
+
+
+def _one_each(where: Indices, shape: tuple[int, ...]) -> bool:
+    return bool(folded(np.ones(where.shape[1]), where, shape).max() <= 1)
 
 
 def _feature(reader: Reader, shape: tuple[int, ...]) -> Scores:
