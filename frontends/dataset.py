@@ -28,6 +28,8 @@ TRAIN = "train"
 STRINGS = ("string", "large_string", "string_view")
 AT_ONCE = 256
 """Rows read at once."""
+MOST_ROWS = 1 << 18
+"""Rows that are looked at, at most, where not all are wanted."""
 
 
 def is_saved(path: Path) -> bool:
@@ -46,9 +48,9 @@ def need_library(path: Path) -> None:
         )
 
 
-def read_dataset(path: Path, most: int = LEAST, seed: int = 0) -> Document:
+def read_dataset(path: Path, most: int | None = LEAST, seed: int = 0) -> Document:
     """Texts of a data set, an empty line between them: rows drawn evenly with `seed`, in their
-    order, of about `most` characters.
+    order, of about `most` characters; all rows with None.
 
     Of several splits `train` is read; the text is the column `text`, or the only column of texts.
     Raises P139 (cannot be read, no split or column to choose), P130 (no text), P994.
@@ -76,9 +78,8 @@ def _opened(path: Path) -> Iterator[Any]:
                 found = datasets.load_from_disk(str(path))
             elif path.is_dir():
                 found = datasets.load_dataset(str(path.absolute()), cache_dir=cache)
-            else:
-                kind = path.suffix.lower().removeprefix(".")
-                found = datasets.load_dataset(kind, data_files=str(path), cache_dir=cache)
+            else:  # not `load_dataset("parquet", ...)`, which tells the hub that it was called
+                found = datasets.Dataset.from_parquet(str(path), cache_dir=cache)
         except Exception as error:  # of many types, from several libraries
             reason = error.__cause__ or error
             said = " ".join(str(reason).split())[:200] or type(reason).__name__
@@ -110,18 +111,19 @@ def _column(table: Any, path: Path) -> str:
     raise _bad(path, f"{fact}, and none is called `{FIELD}`: it has {held or 'no columns'}")
 
 
-def _drawn(table: Any, column: str, most: int, seed: int) -> list[str]:
+def _drawn(table: Any, column: str, most: int | None, seed: int) -> list[str]:
     """Rows in a random order until there is enough, then sorted."""
-    rows = np.random.default_rng(seed).permutation(len(table))
+    count = len(table) if most is None else min(len(table), MOST_ROWS)
+    rows = np.random.default_rng(seed).choice(len(table), count, replace=False)
     found: dict[int, str] = {}
     held = 0
-    for start in range(0, len(rows), AT_ONCE):
-        some = rows[start : start + AT_ONCE]
+    for start in range(0, count, AT_ONCE):
+        some = np.sort(rows[start : start + AT_ONCE])
         for row, text in zip(some, table[some.tolist()][column], strict=True):
             if text and text.strip():
                 found[int(row)] = text
                 held += len(text)
-        if held >= most:
+        if most is not None and held >= most:
             break
     return [found[row] for row in sorted(found)]
 

@@ -38,9 +38,9 @@ def needed_characters(tokens: int) -> int:
     return max(LEAST, tokens * CHARACTERS)
 
 
-def read_passages(path: Path, most: int = LEAST) -> Document:
+def read_passages(path: Path, most: int | None = LEAST) -> Document:
     """The text of a file, or about `most` bytes of it. Raises P130 and P131, as `read_text`."""
-    if path.stat().st_size <= max(WHOLE, most):
+    if most is None or path.stat().st_size <= max(WHOLE, most):
         return Document(read_text(path))
     found, places = [], _places(path, most)
     with path.open("rb") as stream:
@@ -53,12 +53,14 @@ def read_passages(path: Path, most: int = LEAST) -> Document:
     return Document(text, (_told(path, len(places)),))
 
 
-def lines(path: Path, most: int = LEAST) -> tuple[Iterator[tuple[str, bytes]], tuple[str, ...]]:
-    """Lines of a file, each with the words that say where it is, and notes.
+def lines(
+    path: Path, most: int | None = LEAST
+) -> tuple[Iterator[tuple[str, bytes]], tuple[str, ...]]:
+    """Lines of a file, or about `most` bytes of them, each with words that say where it is; notes.
 
     Lines end at a line feed alone: other ends of lines may stand within a JSON string.
     """
-    if path.stat().st_size <= max(WHOLE, most):
+    if most is None or path.stat().st_size <= max(WHOLE, most):
         return _all_lines(path), ()
     places = _places(path, most)
     return _some_lines(path, places), (_told(path, len(places)),)

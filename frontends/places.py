@@ -27,6 +27,8 @@ def kind_of(path: Path) -> Kind:
     if not path.exists():
         fact = "the text cannot be read: no such file or directory"
         raise bad_text("P130", fact, path, "give a file or folder that exists, or `self`")
+    if not path.is_file():  # it is read twice, and hashed
+        raise bad_text("P130", "not a file", path, "write what the pipe or device gives to a file")
     suffix = path.suffix.lower()
     if suffix in ARRAYS:
         return "arrays"
@@ -47,8 +49,9 @@ def check_place(path: Path) -> None:
             return
 
 
-def read_document(path: Path, most: int = LEAST, seed: int = 0) -> Document:
-    """The text of a file or data set, or about `most` characters of a very large one."""
+def read_document(path: Path, most: int | None = LEAST, seed: int = 0) -> Document:
+    """The text of a file or data set; of a very large one about `most` characters, or all of them
+    with None. Raises what `check_place` does, and P130 for arrays."""
     kind = kind_of(path)
     match kind:
         case "text":

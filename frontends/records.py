@@ -18,7 +18,7 @@ BETWEEN = "\n\n"
 """What stands between two records."""
 
 
-def read_records(path: Path, most: int = LEAST) -> Document:
+def read_records(path: Path, most: int | None = LEAST) -> Document:
     """The texts of a JSON-lines file, an empty line between them; empty lines are passed over.
 
     Of a very large file about `most` bytes are read (see `passages`). Raises P130 (missing,

@@ -5,6 +5,7 @@ Everything goes through the command line and a tiny model.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -165,3 +166,15 @@ def test_default_windows(calibration: str, windows: tuple[int, int], tmp_path: P
 def test_no_windows(option: str, value: str, place: Callable[..., Place]) -> None:
     told = place("decoder", {}).refuse(2, "--target", "blocks=80%", option, value)
     assert f"{option} must be at least 1" in told
+
+
+def test_a_pipe_is_no_file(place: Callable[..., Place]) -> None:
+    """It would be read twice, and the second time there is nothing in it."""
+    here = place("decoder", {})
+    reading, writing = os.pipe()
+    try:
+        told = here.refuse(2, "--target", "blocks=80%", "--calibration", f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "not a file" in told

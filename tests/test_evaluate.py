@@ -134,6 +134,10 @@ def test_an_onnx_language_model(
     assert document(capsys, *arguments, "--max-windows", 2)["windows"] == 2
     assert main(list(map(str, arguments))) == Exit.DONE
     assert f"{row['perplexity']:.2f}" in capsys.readouterr().out
+    records = tmp_path / "text.jsonl"
+    records.write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines()))
+    arguments[3] = records
+    assert document(capsys, *arguments)["rows"][0]["perplexity"] == row["perplexity"]
 
 
 def test_every_format_of_a_folder(

@@ -254,7 +254,7 @@ def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     """,
 )
 @MODEL
-@option("--data", type=FILE, required=True, help="A text file.")
+@option("--data", type=FILE, required=True, help="A text or .jsonl file, or a data set.")
 @option("--against", metavar="DENSE", help="A model to compare with; encoders need it.")
 @option("--tokenizer", metavar="DIR", help="Where the tokenizer is, when MODEL has none by it.")
 @option("--max-windows", type=int, metavar="N", help="Use the first N windows only.")

@@ -10,12 +10,12 @@ from typing import Any
 
 from prunec.artifacts import Artifact
 from prunec.feeds import Array
+from prunec.frontends.places import read_document
 from prunec.frontends.source import TOKENIZERS, Source
 from prunec.frontends.text import (
     detokenise_wikitext,
     is_word_level,
     load_tokenizer,
-    read_text,
     windows,
 )
 from prunec.ir.diagnostics import Exit, fail
@@ -40,10 +40,11 @@ def read_corpus(
 ) -> Corpus:
     """Read a text, and tokenise it with the tokenizer of the first artifact that has one.
 
-    Windows are no longer than the model can read. Raises P130 to P133 for a text that is missing,
+    The text may also be in JSON lines or a data set (see `frontends.places`). Windows are no longer
+    than the model can read. Raises P130 to P133, P138 and P139 for a text that is missing, damaged,
     empty or too short and for a tokenizer that does not load, P856 when there is none.
     """
-    text = read_text(data)
+    text = read_document(data, most=None).text
     if is_word_level(text):
         text = detokenise_wikitext(text)
     folder = Path(tokenizer) if tokenizer is not None else _tokenizer_folder(artifacts)

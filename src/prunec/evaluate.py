@@ -25,7 +25,7 @@ from prunec.artifacts import Artifact, find_artifacts
 from prunec.bench import measure
 from prunec.corpus import Corpus, read_corpus
 from prunec.feeds import Array, example_feeds, token_feeds
-from prunec.frontends.text import read_text
+from prunec.frontends.places import check_place
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.progress import Progress
 from prunec.reports import plain
@@ -93,7 +93,7 @@ def evaluate(options: EvalOptions, progress: Progress) -> EvalReport:
     trust = options.trust_remote_code
     found = find_artifacts(options.model, trust_remote_code=trust)
     dense = find_artifacts(options.against, trust_remote_code=trust)[:1] if options.against else ()
-    read_text(options.data)
+    check_place(options.data)
     for artifact in (*found, *dense):
         artifact.folder()  # what is not there is told before any work
     with progress.step("Tokenising the text"):

@@ -201,7 +201,8 @@ def _known(option: str, name: str, choices: Iterable[str]) -> Iterable[Diagnosti
 def _positive(option: str, value: int | None) -> Iterable[Diagnostic]:
     if value is None or value >= 1:
         return
-    yield Diagnostic("P811", f"{option} must be at least 1, not {value}", option)
+    fact = f"{option} must be at least 1, not {value}"
+    yield Diagnostic("P811", fact, option, help="leave it out for the default")
 
 
 def _windows(calibration: str) -> tuple[int, int]:
