@@ -8,6 +8,7 @@ block is judged on the already pruned blocks before it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -32,6 +33,16 @@ class Method:
     restore: str = "none"
     about: str = ""
 
+    @property
+    def title(self) -> str:
+        """What it does, in one line."""
+        return self.about.split("\n", 1)[0]
+
+    @property
+    def source(self) -> str:
+        """Paper, section, equation, and departures."""
+        return inspect.cleandoc("\n".join(self.about.split("\n")[1:])).replace("\n", " ")
+
     def __str__(self) -> str:
         return f"criterion={self.criterion},allocate={self.allocate},restore={self.restore}"
 
@@ -52,10 +63,10 @@ PRESETS: Mapping[str, Method] = {
         "global",
         about="""Squared first order change of the loss.
 
-        Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, section 3.1,
-        eq. 8, ranked over all layers as there. Departures: one shot instead of alternating with
-        training; scores are standardised within a layer before they are ranked, which the paper
-        leaves out since it goes through gates after normalisation.""",
+        Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, section 3.1
+        (group contribution), ranked over all layers as there. Departures: one shot instead of
+        alternating with training; scores are standardised within a layer before they are ranked,
+        which the paper does not need for the gates it puts after normalisation.""",
     ),
     "llm-pruner": Method(
         "taylor-element",
@@ -71,7 +82,7 @@ PRESETS: Mapping[str, Method] = {
         about="""Weights times norms of inputs, summed over a unit's columns.
 
         Sun et al., Wanda, ICLR 2024, eq. 1, in the structured form that An et al., FLAP, AAAI
-        2024, section 4.1, compare with. The same share of every layer, nothing restored.""",
+        2024, compare with. The same share of every layer, nothing restored.""",
     ),
     "flap": Method(
         "fluctuation",
@@ -79,10 +90,10 @@ PRESETS: Mapping[str, Method] = {
         "bias",
         about="""Fluctuation of inputs, ranked over all layers, means moved into biases.
 
-        An et al., FLAP, AAAI 2024: eq. 4 (fluctuation), section 3.3 (standardised scores, one
-        ranking), eq. 6 (baseline bias compensation). Departures: scores come from the stream as it
-        is pruned once counts are fixed; a layer without a bias gets none added, unless the
-        restorer says otherwise.""",
+        An et al., FLAP, AAAI 2024 (its sections have no numbers): fluctuation metric, adaptive
+        structure search (standardised scores, one ranking), baseline bias compensation.
+        Departures: counts come from one pass over the dense model, and what stays from a second
+        one over the model as it is pruned; a layer without a bias gets none.""",
     ),
     "fasp": Method(
         "wanda",
@@ -91,7 +102,7 @@ PRESETS: Mapping[str, Method] = {
         about="""Wanda's column score, and least squares on what stays.
 
         Hu et al., FASP, arXiv 2501.09412: section 3.2 (score), eq. 9 (restoration, its limit of a
-        small ridge). Departure: attention loses heads, where the paper leaves query and key
+        small ridge). Departures: attention loses heads, where the paper leaves query and key
         projections alone and prunes columns of value and output.""",
     ),
     "ziplm": Method(
@@ -100,10 +111,10 @@ PRESETS: Mapping[str, Method] = {
         "obs",
         about="""Optimal Brain Surgeon sweeps, widths by dynamic programming.
 
-        Kurtic, Frantar, Alistarh, ZipLM, NeurIPS 2023: section 3.1, eq. 3 and 4, algorithm 1
-        (sweep and update); section 3.2 (error curves under a budget by structured dynamic
-        programming). Departures: the budget is whatever the target counts, where the paper takes
-        a table of measured times; one shot, without its distillation.""",
+        Kurtic, Frantar, Alistarh, ZipLM, NeurIPS 2023: section 3.1, algorithm 1 (sweep and
+        update), section 3.2 (error curves under a budget, by dynamic programming).
+        Departures: the budget is whatever the target counts, where the paper takes a table of
+        measured times; one shot, without its distillation.""",
     ),
     "osscar": Method(
         "obs-swap",
@@ -111,8 +122,8 @@ PRESETS: Mapping[str, Method] = {
         "ls",
         about="""Best subset for least squares by local search.
 
-        Meng et al., OSSCAR, ICML 2024: section 3.1 (layer-wise least squares), section 3.3 (local
-        search by exchanges with low rank updates). Departures: the search starts from the OBS
+        Meng et al., OSSCAR, ICML 2024: layer-wise least squares, local search by exchanges with
+        low rank updates. Departures: the search starts from the OBS
         sweep, and an exchange takes in the best unit and takes out the then cheapest one.""",
     ),
     "slimgpt": Method(
@@ -121,9 +132,9 @@ PRESETS: Mapping[str, Method] = {
         "obs",
         about="""OBS with heads as blocks, more of late layers pruned than of early ones.
 
-        Ling et al., SlimGPT, NeurIPS 2024: section 3.2 (batched greedy pruning), section 3.3
-        (incremental pruning ratio, logarithmic in depth). Departure: the order is the exact greedy
-        one, which its grouped Cholesky factors approximate.""",
+        Ling et al., SlimGPT, NeurIPS 2024: batched greedy pruning, incremental pruning ratio
+        (logarithmic in depth). Departures: the order is the exact greedy one, which its grouped
+        Cholesky factors approximate.""",
     ),
     "slimllm": Method(
         "slimllm",
@@ -131,10 +142,10 @@ PRESETS: Mapping[str, Method] = {
         "ls",
         about="""Heads by Pearson similarity, channels in the feature space of the output.
 
-        Guo et al., SlimLLM, ICML 2025: sections 3.1 and 3.2 (scores), 3.4 (ratio of each layer
-        from the cosine between its input and output). Departure: the linear regression of section
-        3.3, one factor and offset for each output, is a case of least squares on all that stays,
-        which takes its place.""",
+        Guo et al., SlimLLM, ICML 2025: Pearson similarity and feature space importance (scores),
+        layer-based importance ratio (from the cosine between a layer's input and output).
+        Departures: its linear regression, one factor and offset for each output, is a case of
+        least squares on all that stays, which takes its place.""",
     ),
     "adapt-pruner": Method(
         "taylor-element",

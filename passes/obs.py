@@ -5,7 +5,8 @@ and refitting the others costs at least
 
     e_B = sum of (W_B (A_BB)^-1) * W_B,    A = H^-1
 
-(Hassibi and Stork, NeurIPS 1993, eq. 5, for blocks as in ZipLM, NeurIPS 2023, eq. 3). The sweep
+(Hassibi and Stork, Optimal Brain Surgeon, NIPS 1992, eq. 5; for blocks ZipLM, NeurIPS 2023,
+section 3.1). The sweep
 removes the cheapest block again and again. Needed are only A and S = W'W:
 
     C = A_:B (A_BB)^-1        A <- A - C A_B:        S <- S - C S_B: - S_:B C' + C S_BB C'

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunec.ir.axes import Indices, atoms
+from prunec.ir.diagnostics import fail
 from prunec.passes.coupling import Consumer, Coupling, Group
 from prunec.passes.profile import Array, Moments, Weights
 from prunec.passes.score import Observed, Scores, members
@@ -45,10 +46,21 @@ class Reader:
         return int(self.weight.shape[1])
 
     def rows(self) -> Iterator[Matrix]:
-        """The weight a few rows at a time."""
+        """The weight a few rows at a time; PrunecError when an entry is not finite."""
         step = max(1, CHUNK // max(self.width, 1))
         for start in range(0, len(self.weight), step):
-            yield self.weight[start : start + step].astype(np.float64)
+            yield self._finite(self.weight[start : start + step].astype(np.float64))
+
+    def _finite(self, part: Matrix) -> Matrix:
+        if np.isfinite(part).all():
+            return part
+        name = self.consumer.weight.parameter
+        raise fail(
+            "P311",
+            f"{name} holds values that are not finite, so what it reads cannot be scored",
+            where=name,
+            help="check the original checkpoint; it may be damaged, or overflow in its own format",
+        )
 
     def absolute(self) -> Scores:
         """Sum of |W| down each column, (n,)."""
@@ -70,7 +82,7 @@ class Reader:
 
     def matrix(self) -> Matrix:
         """The whole weight in float64, (m, n)."""
-        return self.weight.astype(np.float64)
+        return self._finite(self.weight.astype(np.float64))
 
 
 def readers(coupling: Coupling, group: Group, weights: Weights, observed: Observed) -> list[Reader]:

@@ -15,13 +15,14 @@ from handmade import Builder
 from layers import CASES, Case, case, network
 
 from prunec.backends.torch_stream import TorchStream
+from prunec.ir.diagnostics import PrunecError
 from prunec.ir.dialects.aten import ATEN
 from prunec.passes.compress import select, sites
 from prunec.passes.couple import couple
 from prunec.passes.criteria import CRITERIA, Magnitude, Obs, SlimLLM
 from prunec.passes.profile import Moments
 from prunec.passes.readers import feeders
-from prunec.passes.score import NEEDS, Curved
+from prunec.passes.score import NEEDS, Choosing, Curved
 
 TIGHT = 1e-9
 """Relative: both sides compute in float64 from the same numbers."""
@@ -314,6 +315,24 @@ def test_silent_inputs_cost_nothing() -> None:
         assert np.isfinite(made().score(it.coupling, it.group, it.weights, observed)).all(), name
     curve = Obs().rank(it.coupling, it.group, it.weights, observed).curve
     np.testing.assert_array_equal(curve, np.zeros(15))
+
+
+@pytest.mark.parametrize("name", [*REFERENCES, "slimllm", "obs", "obs-swap"])
+def test_damaged_weights_are_named(name: str) -> None:
+    """Not by an order of removal that looks like any other."""
+    it = case("neurons")
+    weights = dict(it.weights)
+    parameter = "blocks.0.down.weight"
+    weights[parameter] = np.where(np.arange(14) == 3, np.nan, weights[parameter])
+    criterion = CRITERIA[name]()
+    if name.startswith("activation"):  # looks at no weight
+        assert np.isfinite(criterion.score(it.coupling, it.group, weights, it.observed)).all()
+        return
+    with pytest.raises(PrunecError, match=f"P311.*{parameter}"):
+        criterion.score(it.coupling, it.group, weights, it.observed)
+    if isinstance(criterion, Choosing):
+        with pytest.raises(PrunecError, match="P311"):
+            criterion.choose(it.coupling, it.group, weights, it.observed, 5)
 
 
 def test_fewer_tokens_than_columns_stay_finite() -> None:

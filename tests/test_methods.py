@@ -8,6 +8,8 @@ from prunec.ir.diagnostics import Exit, PrunecError
 from prunec.passes.criteria import CRITERIA
 from prunec.passes.methods import ALLOCATORS, PRESETS, RESTORERS, Method, parse_method
 
+VENUES = ("ICLR", "CVPR", "NeurIPS", "AAAI", "ICML", "arXiv")
+
 
 def parts(method: Method) -> tuple[str, str, str]:
     return method.criterion, method.allocate, method.restore
@@ -23,9 +25,10 @@ def test_presets_name_parts_that_exist() -> None:
 def test_presets_say_where_they_come_from() -> None:
     """A source with its venue and year or number, and what departs from it."""
     for name, method in PRESETS.items():
-        assert any(venue in method.about for venue in ("ICLR", "CVPR", "NeurIPS", "AAAI", "ICML",
-                                                        "arXiv")), name  # fmt: skip
-        assert "epartures" in method.about or "Nothing" in method.about or "nothing" in method.about
+        assert 10 < len(method.title) < 90, name
+        assert any(venue in method.source for venue in VENUES), name
+        assert "Departures:" in method.source or "othing" in method.source, name
+        assert "  " not in method.source, name
 
 
 def test_presets_are_those_that_were_published() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from prunec.passes.obs import Quadratic, damped, removal_error, sweep, update
 from prunec.passes.obs_search import improve
-from prunec.passes.profile import Moments
+from prunec.passes.profile import Moments, Sample, Seen
 from prunec.passes.restore import LeastSquares
 
 RIDGE = 1e-2
@@ -157,7 +157,8 @@ def test_the_update_is_ridge_regression_on_the_data() -> None:
     found = update(damped(x.T @ x, RIDGE), w, gone)
     np.testing.assert_allclose(found, wanted, atol=EXACT)
     moments = Moments(50, (x**2).sum(0), x.sum(0), x.T @ x)
-    restored = LeastSquares(RIDGE).restore(w, None, moments, kept).weight
+    seen = Seen(Sample(moments))
+    restored = LeastSquares((RIDGE,)).restore(w, None, seen, kept).weight
     np.testing.assert_allclose(found, restored, atol=EXACT)
     change = found - w
     error = ((change @ x.T) ** 2).sum() + strength * (change**2).sum()

@@ -22,8 +22,8 @@ __all__ = ["Activation", "Fluctuation", "Wanda"]
 @dataclass(frozen=True)
 class Wanda:
     """Column score sum_i |W_ij| * ||X_j|| of the consumers (Sun et al., ICLR 2024, eq. 1, summed
-    over the column as in FASP, arXiv 2501.09412, section 3.2, and in the Wanda-sp of FLAP, AAAI
-    2024, section 4.1)."""
+    over the column as in FASP, arXiv 2501.09412, section 3.2, and in Wanda-sp, the baseline of
+    FLAP, AAAI 2024)."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"squares"})
 
@@ -39,11 +39,12 @@ class Wanda:
 @dataclass(frozen=True)
 class Fluctuation:
     """Sample variance of an input channel times the squared norm of the weights that read it,
-    var(X_j) * ||W_j||^2 (FLAP, AAAI 2024, section 3.2, eq. 4).
+    var(X_j) * ||W_j||^2 (An et al., FLAP, AAAI 2024: structured fluctuation metric; its sections
+    have no numbers).
 
-    FLAP standardises the scores of each layer afterwards (section 3.3), which is the allocator's
-    part here. Departures: the variance is taken over all calibration tokens, where FLAP's code
-    updates it sequence by sequence; a head has the sum of its columns.
+    FLAP standardises the scores of each layer afterwards (adaptive structure search), which is
+    the allocator's part here. Departures: the variance is taken over all calibration tokens,
+    where FLAP's code updates it sequence by sequence; a head has the sum of its columns.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"squares", "sums"})

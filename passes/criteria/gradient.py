@@ -34,7 +34,8 @@ class Taylor:
     to zero. With g_s the gradient of sequence s, g their mean, F the mean of g_s^2:
 
     - `unit`: mean over s of (sum of g_s w over all weights that leave together)^2 (Molchanov et
-      al., CVPR 2019, eq. 8; the mean over batches as in its section 3.2). No `reduction`.
+      al., CVPR 2019, section 3.1, the group contribution; averaged over batches as there). No
+      `reduction`.
     - `vector`: |sum of g w| of each place (LLM-Pruner, NeurIPS 2023, section 3.2, eq. 3 to first
       order).
     - `element`: sum of |g w| of each place (its eq. 5 to first order; its published default).

@@ -24,10 +24,10 @@ class Obs:
     """Indices in the order of a sweep that removes what costs the least, each time with the
     others refitted: the score is the time of removal, and the curve the error at every count.
 
-    ZipLM, NeurIPS 2023, section 3.1, eq. 3 and algorithm 1; for heads a block is the head's
-    columns, as there and in SlimGPT, NeurIPS 2024, section 3.2 (whose batched greedy pruning is
-    an approximation to this order). With `swaps`, `choose` afterwards exchanges pairs as long as
-    the error falls, in the spirit of OSSCAR, ICML 2024, section 3.3.
+    ZipLM, NeurIPS 2023, section 3.1, algorithm 1; for heads a block is the head's columns, as
+    there and in SlimGPT, NeurIPS 2024 (whose batched greedy pruning approximates this order). With
+    `swaps`, `choose` afterwards exchanges pairs as long as the error falls, in the spirit of the
+    local search of OSSCAR, ICML 2024.
 
     Departures: consumers with a bias of their own are judged by the covariance of their inputs,
     since the bias makes up for the mean; several consumers add their errors; query heads leave

@@ -23,7 +23,8 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SlimLLM:
-    """Guo et al., ICML 2025, sections 3.1 and 3.2, with the details of its published code.
+    """Guo et al., SlimLLM, ICML 2025 (arXiv 2505.22689): Pearson similarity with greedy search for
+    heads, feature space importance for channels; details as in its published code.
 
     Units with several columns in a consumer (heads): the negative Pearson similarity, summed in
     absolute value over the outputs, between the output Y = XW' and Y without the unit. `choose`
