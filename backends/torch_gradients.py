@@ -56,13 +56,25 @@ class TorchGradients:
         for batch in self.batches:
             for sequence in _sequences(self.graph, batch):
                 with torch.enable_grad():
-                    objective(sequence).backward()  # type: ignore[no-untyped-call]
+                    _backward(objective(sequence), self.graph)
                 for state in sums.values():
                     state.close()
         found: dict[Place, Slopes] = {}
         for name in dims:
             found |= sums.pop(name).slopes()  # its state goes before the next one's results come
         return found
+
+
+def _backward(loss: Tensor | None, graph: Graph) -> None:
+    if loss is not None and loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    raise fail(
+        "P313",
+        "no output of the model depends smoothly on its weights, so there are no gradients",
+        where=", ".join(name for name, _ in graph.outputs),
+        help="choose a method that needs no gradients, such as wanda-sp or ziplm",
+    )
 
 
 class _Sums:
@@ -160,7 +172,8 @@ class _Objective:
         self.pair = _tokens_and_logits(graph)
         self.causal: bool | None = None if self.pair is not None else False
 
-    def __call__(self, sequence: Batch) -> Tensor:
+    def __call__(self, sequence: Batch) -> Tensor | None:
+        """None when no output is in floating point."""
         if self.causal is None:
             self.causal = self._is_causal(sequence)
         outputs = self._run(sequence)
@@ -196,9 +209,9 @@ class _Objective:
         )
 
 
-def _energy(outputs: Iterable[Tensor]) -> Tensor:
+def _energy(outputs: Iterable[Tensor]) -> Tensor | None:
     parts = [value.float().square().mean() / 2 for value in outputs if value.is_floating_point()]
-    return torch.stack(parts).sum()
+    return torch.stack(parts).sum() if parts else None
 
 
 def _tokens_and_logits(graph: Graph) -> tuple[str, str] | None:
@@ -206,13 +219,26 @@ def _tokens_and_logits(graph: Graph) -> tuple[str, str] | None:
     for op in graph.ops:
         if op.name != "aten.embedding.default":
             continue
-        table, tokens = (operand for operand in list(op.operands)[:2])
-        if tokens not in {value.name for value in graph.inputs}:
+        table, indices = list(op.operands)[:2]
+        tokens = _origin(graph, indices)
+        if tokens is None or len(graph.types[tokens].shape) != 2:
             continue
-        shape, vocabulary = graph.types[tokens].shape, graph.types[table].shape[0]
-        if len(shape) != 2:
-            continue
+        logits = (*graph.types[tokens].shape, graph.types[table].shape[0])
         for name, value in graph.outputs:
-            if graph.types[value].shape == (*shape, vocabulary):
+            if graph.types[value].shape == logits:
                 return tokens[1:], name
     return None
+
+
+def _origin(graph: Graph, name: str) -> str | None:
+    """The input of integers that a value is a view of: no other tensor goes into it."""
+    inputs = {value.name for value in graph.inputs}
+    while name not in inputs:
+        if name not in graph.producers:
+            return None
+        operands = dict.fromkeys(graph.ops[graph.producers[name]].operands)
+        tensors = [operand for operand in operands if graph.types[operand].dtype != "index"]
+        if len(tensors) != 1:
+            return None
+        name = tensors[0]
+    return name

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from handmade import Builder
 from layers import DIM, KV, SHARED, one
 from programs import Block, Network, Program, block, program
 
@@ -271,3 +272,33 @@ def test_damaged_weights_are_named() -> None:
     inputs = {key: value.numpy() for key, value in batch("next token").items()}
     with pytest.raises(PrunecError, match="P312"):
         TorchGradients(built.graph, weights, [inputs]).slopes([Place(name, 0)])
+
+
+def test_tokens_may_be_looked_up_through_a_view() -> None:
+    """As GPT-2 does it; the loss is that of the next token all the same."""
+    b = Builder()
+    tokens = b.tokens(23)
+    flat = b.call("aten.view.default", tokens, (-1, b.size(tokens, 1)))
+    y = b.call("aten.embedding.default", b.weight(23, 10), flat)
+    built = b.finish(b.linear(b.call("aten.relu.default", b.linear(y, 14)), 23))
+    inputs = {name: value[:3] for name, value in built.example.items()}
+    table, up, bias, down, last = (torch.tensor(w) for w in built.weights.values())
+    up.requires_grad_(True)
+    wanted = []
+    for row in inputs["x0"]:
+        hidden = torch.relu(table[row] @ up.T + bias)
+        logits = hidden @ down.T + last
+        found = torch.nn.functional.cross_entropy(logits[:-1], row[1:])
+        (slope,) = torch.autograd.grad(found, [up])
+        wanted.append((slope * up).sum(1).detach().double().numpy())
+    place = Place(list(built.weights)[1], 0)
+    slopes = TorchGradients(built.graph, built.weights, [inputs]).slopes([place])[place]
+    np.testing.assert_allclose(slopes.sums, wanted, rtol=TOLERANCE, atol=1e-6)
+
+
+def test_a_model_without_a_smooth_output_is_told() -> None:
+    b = Builder()
+    built = b.finish(b.call("aten.argmax.default", b.linear(b.input("batch", 6), 5), 1))
+    inputs = {name: value[:3] for name, value in built.example.items()}
+    with pytest.raises(PrunecError, match="P313"):
+        TorchGradients(built.graph, built.weights, [inputs]).slopes([Place("w1", 0)])
