@@ -25,8 +25,10 @@ from prunec.cli import main
 from prunec.frontends.calibration import Share
 from prunec.journal import load_calibration, save_calibration
 from prunec.loading import Loaded, load
+from prunec.options import PruneOptions
 from prunec.progress import Silent
-from prunec.state import State
+from prunec.recipe import hash_data
+from prunec.state import State, state_key
 
 
 def loaded(path: Path) -> Loaded:
@@ -242,6 +244,20 @@ def test_a_recipe_repeats_the_mixture(make: Make, spec: str, tmp_path: Path) -> 
     arguments = ["prune", str(model), "-o", str(tmp_path / "three"), "--recipe", recipe]
     assert main(arguments) == 2
     assert not (tmp_path / "three").exists()
+
+
+def test_a_folder_is_known_by_all_its_files(tmp_path: Path) -> None:
+    """To recipes by content, to an interrupted run by size and time."""
+    folder = tmp_path / "data"
+    (folder / "pixel_values").mkdir(parents=True)
+    file = folder / "pixel_values" / "0.npy"
+    np.save(file, np.zeros(3))
+    options = PruneOptions("m", calibration=f"{folder}:2,self")
+    before = hash_data(folder), state_key(options, "")
+    assert (hash_data(folder), state_key(options, "")) == before
+    np.save(file, np.ones(4))
+    assert hash_data(folder) != before[0]
+    assert state_key(options, "") != before[1]
 
 
 def test_without_calibration_there_is_no_breakdown(make: Make, tmp_path: Path) -> None:
