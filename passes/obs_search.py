@@ -12,7 +12,7 @@ and what it saves or costs is tr((T_JJ)^-1 R_J' R_J), up to the sign. Of R only 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ TRIES = 64
 
 
 def improve(
-    problems: Sequence[Quadratic], kept: Indices, swaps: int, rows: Indices | None = None
+    problems: Iterable[Quadratic], kept: Indices, swaps: int, rows: Indices | None = None
 ) -> Indices:
     """The kept blocks after at most `swaps` exchanges, ascending; never with a larger error.
 
@@ -42,13 +42,11 @@ def improve(
     newcomer is tried. After OSSCAR, ICML 2024 (local search with low rank updates), which goes
     through sets of pairs instead.
     """
-    count = len(problems[0].blocks)
-    inside = np.zeros(count, dtype=bool)
-    inside[kept] = True
-    if not swaps or inside.all() or not inside.any():
+    tableaus = [_Tableau(problem, kept) for problem in problems]
+    inside = tableaus[0].inside
+    if inside.all() or not inside.any():
         return np.flatnonzero(inside)
-    rows = np.zeros(count, dtype=np.int64) if rows is None else rows
-    tableaus = [_Tableau(p, inside) for p in problems]
+    rows = np.zeros(len(inside), dtype=np.int64) if rows is None else rows
     fresh = ~inside
     failures = 0
     while swaps and fresh.any() and failures < TRIES:
@@ -76,13 +74,16 @@ def _sum(parts: Sequence[Matrix]) -> Matrix:
 class _Tableau:
     """T and R'R of one problem, with inputs scaled so that the diagonal of H is one."""
 
-    def __init__(self, problem: Quadratic, inside: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, problem: Quadratic, kept: Indices) -> None:
+        inside = np.zeros(len(problem.blocks), dtype=bool)
+        inside[kept] = True
+        self.inside = inside
         hessian, outer, size = arranged(problem)
         scale = np.sqrt(np.diag(hessian))
         hessian = hessian / np.outer(scale, scale)
         outer = outer * np.outer(scale, scale)
         stays = np.ones(len(hessian), dtype=bool)
-        stays[: len(inside) * size] = np.repeat(inside, size)
+        stays[len(stays) - len(inside) * size :] = np.repeat(inside, size)
         k, p = np.flatnonzero(stays), np.flatnonzero(~stays)
         inverse = np.linalg.inv(hessian[np.ix_(k, k)])
         across = inverse @ hessian[np.ix_(k, p)]

@@ -2,7 +2,8 @@
 
 Sweeps over a matrix change all of it at each step, but look at little of it: the blocks on the
 diagonal and the columns of one block. Those are kept up to date; the rest follows a panel at a
-time, as in blocked factorisations (Golub and Van Loan, Matrix Computations, section 3.2).
+time, as in blocked factorisations (Golub and Van Loan, Matrix Computations, section 3.2). All of
+it happens in the memory of the two matrices.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PANEL", "Pending"]
+from prunec.ir.axes import Indices
+
+__all__ = ["PANEL", "Pending", "invert"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -18,11 +21,15 @@ PANEL = 96
 """Columns of updates that may wait: wide enough for matrix products, and the panels (three of
 n x 96) still fit the processor's cache."""
 
+ROWS = 512
+"""Rows that are computed at a time, so that no second matrix is needed."""
+
 
 class Pending:
-    """A and S (n, n), of which the first `count * size` rows and columns are blocks of `size`.
+    """A and S (n, n), of which the last `count * size` rows and columns are blocks of `size`.
 
-    `own_first` and `own_second` (count, size, size) are the current blocks on the diagonals.
+    Their memory is used for the work. `own_first` and `own_second` (count, size, size) are the
+    current blocks on the diagonals.
     """
 
     def __init__(self, first: Matrix, second: Matrix, count: int, size: int) -> None:
@@ -33,16 +40,18 @@ class Pending:
     def _start(self, count: int) -> None:
         n, width = len(self.first), -(-PANEL // self.size) * self.size
         self.count, self.used = count, 0
+        self.others = n - count * self.size
         self.left, self.factor, self.slope = (np.empty((n, width)) for _ in range(3))
-        self.own_first = _diagonal(self.first, count, self.size)
-        self.own_second = _diagonal(self.second, count, self.size)
+        self.own_first = self._diagonal(self.first)
+        self.own_second = self._diagonal(self.second)
 
     @property
     def full(self) -> bool:
         return self.used == self.left.shape[1]
 
     def rows(self, block: int) -> slice:
-        return slice(block * self.size, (block + 1) * self.size)
+        start = self.others + block * self.size
+        return slice(start, start + self.size)
 
     def columns(self, block: int) -> tuple[Matrix, Matrix]:
         """The current columns of a block in A and in S, each (n, size)."""
@@ -55,8 +64,7 @@ class Pending:
     def after(self, left: Matrix, factor: Matrix, slope: Matrix) -> tuple[Matrix, Matrix]:
         """The blocks on the diagonals as they would be after `add`."""
         blocks = (self.count, self.size, self.size)
-        rows = self.count * self.size
-        left, factor, slope = (x[:rows].reshape(blocks) for x in (left, factor, slope))
+        left, factor, slope = (x[self.others :].reshape(blocks) for x in (left, factor, slope))
         change = _product(factor, slope)
         first = self.own_first - _product(left, factor)
         return first, self.own_second - change - change.transpose(0, 2, 1)
@@ -75,29 +83,69 @@ class Pending:
         self.own_first[block] = value
         self.first[own, own] = value + self.left[own, :t] @ self.factor[own, :t].T
 
-    def settle(self, stays: npt.NDArray[np.bool_]) -> None:
-        """Apply what waits, and drop the blocks (count,) that do not stay."""
-        t = self.used
-        keep = np.ones(len(self.first), dtype=bool)
-        keep[: self.count * self.size] = np.repeat(stays, self.size)
-        left, factor, slope = (x[keep, :t] for x in (self.left, self.factor, self.slope))
-        if not stays.all():
-            at = np.ix_(keep, keep)
-            self.first, self.second = self.first[at], self.second[at]
-        self.first -= left @ factor.T
-        change = factor @ slope.T
-        self.second -= change
-        self.second -= change.T
-        self._start(int(stays.sum()))
+    def settle(self, stays: npt.NDArray[np.bool_]) -> Indices:
+        """Apply what waits and drop the blocks (count,) that do not stay; the last ones take
+        their places. Gives the old number of each block that is left."""
+        count, t = int(stays.sum()), self.used
+        order = np.arange(count)
+        holes = np.flatnonzero(~stays[:count])
+        order[holes] = np.flatnonzero(stays[count:]) + count
+        index = np.concatenate([np.arange(self.others), self._spread(order)])
+        left, factor, slope = (x[index, :t] for x in (self.left, self.factor, self.slope))
+        pairs = self._spread(holes), self._spread(order[holes])
+        self.first = _moved(self.first, *pairs, len(index))
+        self.second = _moved(self.second, *pairs, len(index))
+        _subtract(self.first, left, factor)
+        both = np.concatenate([factor, slope], axis=1)
+        _subtract(self.second, both, np.concatenate([slope, factor], axis=1))
+        self._start(count)
+        return order
+
+    def _spread(self, blocks: Indices) -> Indices:
+        """The rows of blocks."""
+        inside = np.arange(self.size)
+        found: Indices = (self.others + blocks[:, None] * self.size + inside).reshape(-1)
+        return found
+
+    def _diagonal(self, matrix: Matrix) -> Matrix:
+        """The blocks on the diagonal, as a copy."""
+        if self.size == 1:
+            return np.diag(matrix)[self.others :].reshape(-1, 1, 1).copy()
+        rows = self._spread(np.arange(self.count)).reshape(self.count, self.size)
+        found: Matrix = matrix[rows[:, :, None], rows[:, None, :]]
+        return found
 
 
-def _diagonal(matrix: Matrix, count: int, size: int) -> Matrix:
-    """The blocks on the diagonal, as a copy."""
-    if size == 1:
-        return np.diag(matrix)[:count].reshape(-1, 1, 1).copy()
-    starts = np.arange(count)[:, None] * size + np.arange(size)
-    found: Matrix = matrix[starts[:, :, None], starts[:, None, :]]
-    return found
+def _moved(matrix: Matrix, holes: Indices, sources: Indices, size: int) -> Matrix:
+    """The front of a matrix once rows and columns from behind have filled its holes."""
+    matrix[holes] = matrix[sources]
+    matrix[:, holes] = matrix[:, sources]
+    return matrix[:size, :size]
+
+
+def invert(matrix: Matrix) -> Matrix:
+    """The inverse of a symmetric positive definite matrix, in its own memory.
+
+    Blocks of columns are swept out one after the other (Goodnight, The American Statistician
+    1979), which needs no pivoting for such a matrix.
+    """
+    for start in range(0, len(matrix), PANEL):
+        own = slice(start, min(start + PANEL, len(matrix)))
+        inner = np.linalg.inv(matrix[own, own])
+        columns = matrix[:, own].copy()
+        factor = columns @ inner
+        _subtract(matrix, factor, columns)
+        matrix[:, own] = factor
+        matrix[own] = factor.T
+        matrix[own, own] = -inner
+    return np.negative(matrix, out=matrix)
+
+
+def _subtract(matrix: Matrix, left: Matrix, right: Matrix) -> None:
+    """matrix -= left right', a few rows at a time."""
+    for start in range(0, len(matrix), ROWS):
+        rows = slice(start, start + ROWS)
+        matrix[rows] -= left[rows] @ right.T
 
 
 def _product(x: Matrix, y: Matrix) -> Matrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,10 +48,11 @@ class Obs:
     def rank(
         self, coupling: Coupling, group: Group, weights: Weights, observed: Observed
     ) -> Ranked:
-        problems = self._problems(coupling, group, weights, observed)
-        if not problems:
+        read = readers(coupling, group, weights, observed)
+        if not read:
             return Ranked(Magnitude().score(coupling, group, weights, observed), None)
-        found = sweep(problems, _rows(coupling, group))
+        problems = self._problems(coupling, group, read)
+        found = sweep(problems, _rows(coupling, group), reuse=True)
         return Ranked(_scores(found, group_shape(coupling, group)), _curve(found, group))
 
     def choose(
@@ -58,26 +60,27 @@ class Obs:
     ) -> Indices:
         """What stays at this count: the sweep's choice, improved by exchanges."""
         shape = group_shape(coupling, group)
-        problems = self._problems(coupling, group, weights, observed)
-        if not problems:
+        read = readers(coupling, group, weights, observed)
+        if not read:
             scores = Magnitude().score(coupling, group, weights, observed)
             return np.sort(np.argsort(-scores, axis=-1, kind="stable")[..., :count], axis=-1)
         rows = _rows(coupling, group)
-        order = sweep(problems, rows).order
+        order = sweep(self._problems(coupling, group, read), rows, reuse=True).order
         kept = order[len(order) - count * int(np.prod(shape[:-1])) :]
-        kept = improve(problems, kept, self.swaps, rows)
-        return kept.reshape(*shape[:-1], count) % group.size
+        if self.swaps:
+            kept = improve(self._problems(coupling, group, read), kept, self.swaps, rows)
+        return np.sort(kept).reshape(*shape[:-1], count) % group.size
 
     def _problems(
-        self, coupling: Coupling, group: Group, weights: Weights, observed: Observed
-    ) -> list[Quadratic]:
+        self, coupling: Coupling, group: Group, read: list[Reader]
+    ) -> Iterator[Quadratic]:
         """One for each value that is read; consumers of the same value are stacked."""
         size = int(np.prod(group_shape(coupling, group)))
         shared: dict[tuple[tuple[str, int, int], bool], list[Reader]] = {}
-        for reader in readers(coupling, group, weights, observed):
+        for reader in read:
             biased = bias_of(coupling, reader.consumer) is not None
             shared.setdefault((reader.source, biased), []).append(reader)
-        return [self._problem(same, biased, size) for (_, biased), same in shared.items()]
+        return (self._problem(same, biased, size) for (_, biased), same in shared.items())
 
     def _problem(self, same: list[Reader], biased: bool, size: int) -> Quadratic:
         second = second_moments(same[0].moments, biased)
