@@ -11,14 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from handmade import Builder
 from layers import CASES, Case, case, network
 
 from prunec.backends.torch_stream import TorchStream
 from prunec.ir.diagnostics import PrunecError
-from prunec.ir.dialects.aten import ATEN
-from prunec.passes.compress import select, sites
-from prunec.passes.couple import couple
+from prunec.passes.compress import sites
 from prunec.passes.criteria import CRITERIA, Magnitude, Obs, SlimLLM
 from prunec.passes.profile import Moments
 from prunec.passes.readers import feeders
@@ -194,114 +191,34 @@ def test_layers_that_make_a_group_read_what_a_stream_can_observe() -> None:
         np.testing.assert_allclose(found, (rows.astype(float) ** 2).sum(0), rtol=1e-5)
 
 
-# -- OBS ------------------------------------------------------------------------------------------
+# -- all of them ----------------------------------------------------------------------------------
 
 
-def error(it: Case, gone: list[int]) -> float:
-    """Least of |(W' - W) X'|^2 + lambda |W' - W|^2 with W' zero where pruned, by least squares on
-    the data; a layer with a bias sees X without its mean, since the bias takes that up."""
-    x = it.x - it.x.mean(0) if it is case("biased neurons") else it.x
-    strength = RIDGE * (x**2).sum() / x.shape[1]
-    data = np.concatenate([x, np.sqrt(strength) * np.eye(x.shape[1])])
-    columns = np.concatenate([it.blocks[i] for i in gone]) if gone else np.array([], int)
-    kept = np.setdiff1d(np.arange(x.shape[1]), columns)
-    target = data @ it.w.T
-    if not len(kept):
-        return float((target**2).sum())
-    weight = np.linalg.lstsq(data[:, kept], target, rcond=None)[0]
-    return float(((data[:, kept] @ weight - target) ** 2).sum())
+def test_a_group_without_a_consumer_is_scored_by_magnitude() -> None:
+    """The inside of query and key heads is summed over between two computed values."""
+    _, coupling, weights = network("attention")
+    inside = [g for g in coupling.groups if g.role == "head_dim" and not g.consumers]
+    assert inside
+    for group in inside:
+        wanted = Magnitude().score(coupling, group, weights, ())
+        for name in ("wanda", "fluctuation", "activation-l2", "slimllm", "obs"):
+            found = CRITERIA[name]().score(coupling, group, weights, ())
+            np.testing.assert_array_equal(found, wanted)
+        assert Obs().rank(coupling, group, weights, ()).curve is None
 
 
-def swept(it: Case) -> tuple[list[int], list[float]]:
-    """Greedy: the next block to go is the one that leaves the least error, one per row in turn."""
-    order: list[int] = []
-    errors = [0.0]
-    row = np.arange(len(it.blocks)) // it.shape[-1] if len(it.shape) > 1 else None
-    while len(order) < len(it.blocks):
-        left = [i for i in range(len(it.blocks)) if i not in order]
-        if row is not None:
-            lost = (
-                np.bincount(row[order], minlength=it.shape[0]) if order else np.zeros(it.shape[0])
-            )
-            left = [i for i in left if lost[row[i]] == lost.min()]
-        costs = {i: error(it, [*order, i]) for i in left}
-        order.append(min(left, key=costs.__getitem__))
-        errors.append(costs[order[-1]])
-    return order, errors
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_obs_is_the_order_of_removal(name: str) -> None:
-    it = case(name)
-    order, errors = swept(it)
-    found = Obs(RIDGE).rank(it.coupling, it.group, it.weights, it.observed)
-    assert found.scores.shape == it.shape
-    assert np.argsort(found.scores, axis=None).tolist() == order
-    assert found.curve is not None
-    per_count = len(order) // it.group.size
-    np.testing.assert_allclose(found.curve, errors[::per_count][::-1], rtol=1e-7, atol=1e-9)
-    assert found.curve[it.group.size] == 0
-    np.testing.assert_array_equal(
-        found.scores, Obs(RIDGE).score(it.coupling, it.group, it.weights, it.observed)
-    )
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_every_count_is_the_set_of_the_sweep(name: str) -> None:
-    """Selecting by score gives what the sweep has left, and the curve is the error of that."""
-    it = case(name)
-    ranked = Obs(RIDGE).rank(it.coupling, it.group, it.weights, it.observed)
-    assert ranked.curve is not None
-    order, _ = swept(it)
-    rows = len(order) // it.group.size
-    for count in range(1, it.group.size):
-        keep = select(ranked.scores, count, it.group).keep
-        flat = keep.reshape(rows, count) + np.arange(rows)[:, None] * it.shape[-1]
-        kept = set(flat.reshape(-1).tolist())
-        assert kept == set(order[len(order) - count * rows :])
-        gone = [i for i in range(len(order)) if i not in kept]
-        np.testing.assert_allclose(ranked.curve[count], error(it, gone), rtol=1e-7)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_obs_with_exchanges_is_no_worse(name: str) -> None:
-    it = case(name)
-    rows = len(it.blocks) // it.group.size
-    for count in range(1, it.group.size):
-        plain, better = (
-            Obs(RIDGE, swaps).choose(it.coupling, it.group, it.weights, it.observed, count)
-            for swaps in (0, 50)
+def test_what_is_observed_beside_the_consumers_is_left_alone() -> None:
+    """A site observes for all of its groups."""
+    it = case("neurons")
+    other = network("attention")[1]
+    (stranger,) = [g.consumers[0] for g in other.groups if g.role == "kv_head"]
+    more = [*it.observed, (stranger, Moments(3, np.ones(24), np.ones(24), np.eye(24), np.ones(24)))]
+    for name in (*REFERENCES, "slimllm", "obs"):
+        made = CRITERIA[name]()
+        np.testing.assert_array_equal(
+            made.score(it.coupling, it.group, it.weights, more),
+            made.score(it.coupling, it.group, it.weights, it.observed),
         )
-        assert plain.shape == better.shape == (*it.shape[:-1], count)
-        before, after = (
-            error(it, np.setdiff1d(np.arange(len(it.blocks)), flat).tolist())
-            for flat in (
-                k.reshape(rows, count) + np.arange(rows)[:, None] * it.shape[-1]
-                for k in (plain, better)
-            )
-        )
-        assert after <= before * (1 + 1e-9)
-
-
-def test_obs_stacks_what_reads_one_value() -> None:
-    """Gate and up read the embeddings: one problem with the outputs of both."""
-    built, coupling, weights = network("mlp")
-    (group,) = [
-        g for g in coupling.groups if any(p.parameter == "embed.weight" for p in g.places)
-        and len(g.consumers) == 2
-    ]  # fmt: skip
-    batch = {name: np.asarray(v) for name, v in built.inputs(batch=3, time=17, seed=1).items()}
-    x = weights["embed.weight"][batch["x"].reshape(-1)].astype(np.float64)
-    moments = Moments(len(x), (x**2).sum(0), x.sum(0), x.T @ x)
-    both = [weights[f"blocks.0.{part}.weight"] for part in ("gate", "up")]
-    w = np.concatenate(both).astype(np.float64)
-    stacked = Case(coupling, group, weights, w, x, [np.array([i]) for i in range(10)], (10,))
-    order, errors = swept(stacked)
-    observed = [(c, moments) for c in group.consumers]
-    found = Obs(RIDGE).rank(coupling, group, weights, observed)
-    assert np.argsort(found.scores).tolist() == order
-    assert found.curve is not None
-    np.testing.assert_allclose(found.curve[::-1], errors, rtol=1e-6, atol=1e-9)
 
 
 def test_silent_inputs_cost_nothing() -> None:
@@ -333,86 +250,6 @@ def test_damaged_weights_are_named(name: str) -> None:
     if isinstance(criterion, Choosing):
         with pytest.raises(PrunecError, match="P311"):
             criterion.choose(it.coupling, it.group, weights, it.observed, 5)
-
-
-def test_fewer_tokens_than_columns_stay_finite() -> None:
-    it = case("neurons")
-    x = it.x[:5]
-    moments = Moments(5, (x**2).sum(0), x.sum(0), x.T @ x, np.abs(x).sum(0))
-    observed = [(c, moments) for c in it.group.consumers]
-    found = Obs().rank(it.coupling, it.group, it.weights, observed)
-    assert np.isfinite(found.scores).all()
-    assert found.curve is not None
-    assert np.isfinite(found.curve).all()
-    # five tokens are explained by five neurons, up to the ridge
-    assert found.curve[5] < 0.05 * found.curve[0]
-
-
-# -- all of them ----------------------------------------------------------------------------------
-
-
-def test_a_group_without_a_consumer_is_scored_by_magnitude() -> None:
-    """The inside of query and key heads is summed over between two computed values."""
-    _, coupling, weights = network("attention")
-    inside = [g for g in coupling.groups if g.role == "head_dim" and not g.consumers]
-    assert inside
-    for group in inside:
-        wanted = Magnitude().score(coupling, group, weights, ())
-        for name in ("wanda", "fluctuation", "activation-l2", "slimllm", "obs"):
-            found = CRITERIA[name]().score(coupling, group, weights, ())
-            np.testing.assert_array_equal(found, wanted)
-        assert Obs().rank(coupling, group, weights, ()).curve is None
-
-
-def test_what_is_observed_beside_the_consumers_is_left_alone() -> None:
-    """A site observes for all of its groups."""
-    it = case("neurons")
-    other = network("attention")[1]
-    (stranger,) = [g.consumers[0] for g in other.groups if g.role == "kv_head"]
-    more = [*it.observed, (stranger, Moments(3, np.ones(24), np.ones(24), np.eye(24), np.ones(24)))]
-    for name in (*REFERENCES, "slimllm", "obs"):
-        made = CRITERIA[name]()
-        np.testing.assert_array_equal(
-            made.score(it.coupling, it.group, it.weights, more),
-            made.score(it.coupling, it.group, it.weights, it.observed),
-        )
-
-
-def test_grouped_convolution_is_one_layer_a_group() -> None:
-    """8 outputs in 2 groups read 6 channels: outputs 0 to 3 read channels 0 to 2, the rest the
-    others, and both lose the same index of three at once."""
-    b = Builder()
-    weight = b.weight(8, 3, 1, 1)
-    y = b.call("aten.conv2d.default", b.space(6), weight, None, (1, 1), (0, 0), (1, 1), 2)
-    built = b.finish(b.mix(y))
-    coupling = couple(built.graph, ATEN)
-    (group,) = [g for g in coupling.groups if g.size == 3 and g.consumers]
-    x = np.random.default_rng(0).standard_normal((40, 6))
-    moments = Moments(40, (x**2).sum(0), x.sum(0), x.T @ x, np.abs(x).sum(0))
-    name = weight.name[1:]
-    observed = [(c, moments) for c in group.consumers if c.weight.parameter == name]
-    w = built.weights[name][:, :, 0, 0].astype(np.float64)
-    halves = [(w[:4], x[:, :3]), (w[4:], x[:, 3:])]
-
-    def total(gone: list[int]) -> float:
-        found = 0.0
-        for half, seen in halves:
-            it = Case(coupling, group, {}, half, seen, [np.array([i]) for i in range(3)], (3,))
-            found += error(it, gone)
-        return found
-
-    found = Obs(RIDGE).rank(coupling, group, built.weights, observed)
-    order: list[int] = []
-    for _ in range(3):
-        rest = [i for i in range(3) if i not in order]
-        order.append(min(rest, key=lambda i: total([*order, i])))
-    assert np.argsort(found.scores).tolist() == order
-    assert found.curve is not None
-    wanted = [total(order[: 3 - count]) for count in range(4)]
-    np.testing.assert_allclose(found.curve, wanted, rtol=1e-7, atol=1e-9)
-    scores = CRITERIA["fluctuation"]().score(coupling, group, built.weights, observed)
-    flap = sum(seen.var(0, ddof=1) * (half**2).sum(0) for half, seen in halves)
-    np.testing.assert_allclose(scores, flap, rtol=TIGHT)
 
 
 def test_the_stream_observes_what_is_needed() -> None:

@@ -25,6 +25,8 @@ def test_presets_name_parts_that_exist() -> None:
 def test_presets_say_where_they_come_from() -> None:
     """A source with its venue and year or number, and what departs from it."""
     for name, method in PRESETS.items():
+        if name == "auto":  # ours
+            continue
         assert 10 < len(method.title) < 90, name
         assert any(venue in method.source for venue in VENUES), name
         assert "Departures:" in method.source or "othing" in method.source, name
@@ -32,7 +34,7 @@ def test_presets_say_where_they_come_from() -> None:
 
 
 def test_presets_are_those_that_were_published() -> None:
-    assert list(PRESETS) == [
+    assert [name for name in PRESETS if name != "auto"] == [
         "magnitude", "taylor", "llm-pruner", "wanda-sp", "flap", "fasp", "ziplm", "osscar",
         "slimgpt", "slimllm", "adapt-pruner", "minitron",
     ]  # fmt: skip
@@ -64,10 +66,10 @@ def test_a_preset_brings_its_description() -> None:
 
 
 def test_other_tables_may_be_given() -> None:
-    own = {**PRESETS, "auto": Method("obs", "dp", "cross", "ours")}
-    assert parse_method("auto", own) is own["auto"]
-    with pytest.raises(PrunecError, match="'auto'"):
-        parse_method("auto")
+    own = {**PRESETS, "mine": Method("obs", "dp", "cross", "ours")}
+    assert parse_method("mine", own) is own["mine"]
+    with pytest.raises(PrunecError, match="'mine'"):
+        parse_method("mine")
     assert parts(parse_method("criterion=new", criteria=("new",))) == ("new", "uniform", "none")
 
 
