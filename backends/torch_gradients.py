@@ -14,11 +14,11 @@ there at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from prunec.backends.tensors import as_tensor
 from prunec.backends.torch_module import to_fx
@@ -27,7 +27,7 @@ from prunec.ir.graph import Graph
 from prunec.passes.coupling import Place
 from prunec.passes.profile import Slopes, Weights
 
-__all__ = ["TorchGradients"]
+__all__ = ["Objective", "TorchGradients", "backward", "sequences"]
 
 Batch = dict[str, Tensor]
 
@@ -52,11 +52,11 @@ class TorchGradients:
         module = to_fx(self.graph, values)
         count = sum(_count(self.graph, batch) for batch in self.batches)
         sums = {name: _Sums(name, module.get_parameter(name), dims[name], count) for name in dims}
-        objective = _Objective(self.graph, module)
+        objective = Objective(self.graph, module)
         for batch in self.batches:
-            for sequence in _sequences(self.graph, batch):
+            for sequence in sequences(self.graph, batch):
                 with torch.enable_grad():
-                    _backward(objective(sequence), self.graph)
+                    backward(objective(sequence), self.graph)
                 for state in sums.values():
                     state.close()
         found: dict[Place, Slopes] = {}
@@ -65,7 +65,7 @@ class TorchGradients:
         return found
 
 
-def _backward(loss: Tensor | None, graph: Graph) -> None:
+def backward(loss: Tensor | None, graph: Graph) -> None:
     if loss is not None and loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]
         return
@@ -156,7 +156,7 @@ def _count(graph: Graph, batch: Mapping[str, Any]) -> int:
     return len(batch[cut[0]]) if cut else 1
 
 
-def _sequences(graph: Graph, batch: Mapping[str, Any]) -> Iterator[Batch]:
+def sequences(graph: Graph, batch: Mapping[str, Any]) -> Iterator[Batch]:
     """The sequences of a batch, each as a batch of one; other inputs go along whole."""
     cut = _cut(graph)
     values = {v.name[1:]: torch.as_tensor(batch[v.name[1:]]) for v in graph.inputs}
@@ -164,10 +164,10 @@ def _sequences(graph: Graph, batch: Mapping[str, Any]) -> Iterator[Batch]:
         yield {name: v[i : i + 1] if name in cut else v for name, v in values.items()}
 
 
-class _Objective:
+class Objective:
     """The loss of one sequence; what kind it is shows at the first one."""
 
-    def __init__(self, graph: Graph, module: fx.GraphModule) -> None:
+    def __init__(self, graph: Graph, module: Callable[..., Any]) -> None:
         self.graph, self.module = graph, module
         self.pair = _tokens_and_logits(graph)
         self.causal: bool | None = None if self.pair is not None else False

@@ -50,6 +50,16 @@ class Method:
 PARTS = tuple(field.name for field in fields(Method) if field.name != "about")
 
 PRESETS: Mapping[str, Method] = {
+    "auto": Method(
+        "obs",
+        "dp",
+        "ls",
+        about="""Ours: OBS sweeps, widths from their error curves, least squares on what stays.
+
+        The order of removal is that of an OBS sweep on the stream as it is pruned; widths minimise
+        the sum of the error curves, each in units of the loss, half way to uniform; every consumer
+        is refitted with the ridge and the share that serve held-out tokens best.""",
+    ),
     "magnitude": Method(
         "magnitude",
         about="""Norm of the weights of a unit.

@@ -228,7 +228,9 @@ def test_defaults_are_settled(model: Path, pipeline: Callable[[Result], Seen]) -
     seen = pipeline(lambda options: pruned())
     assert prune(model) == Exit.DONE
     (options,) = seen
-    assert (options.method, options.restore, options.calibration) == ("wanda", "ls", "self")
+    assert (options.method, options.restore, options.calibration) == ("auto", "ls", "self")
+    assert options.parts.criterion == "obs"
+    assert options.allocate == "uniform"  # the only one that the uniform layout holds
     assert options.formats == ("hf",)
     assert options.settle() == options
 
@@ -254,9 +256,13 @@ def test_options_are_passed_on(model: Path, pipeline: Callable[[Result], Seen]) 
     ("given", "method", "restore", "calibration"),
     [
         (["--method", "magnitude"], "magnitude", "none", "none"),
-        (["--method", "magnitude", "--calibration", "self"], "magnitude", "ls", "self"),
+        (["--method", "magnitude", "--calibration", "self"], "magnitude", "none", "self"),
+        (["--method", "wanda"], "wanda", "ls", "self"),
+        (["--method", "flap"], "flap", "bias", "self"),
+        (["--method", "criterion=wanda"], "criterion=wanda", "none", "self"),
+        (["--method", "flap,restore=ls"], "flap,restore=ls", "ls", "self"),
         (["--method", "magnitude", "--restore", "ls"], "magnitude", "ls", "self"),
-        (["--restore", "none"], "wanda", "none", "self"),
+        (["--restore", "none"], "auto", "none", "self"),
         (["--method", "random", "--calibration", "none"], "random", "none", "none"),
     ],
 )

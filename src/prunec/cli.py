@@ -147,7 +147,14 @@ WRITE = "What to write"
     help="What is to remain: params=75%, blocks=60% (without embeddings and head), flops=70%, "
     "params=113.3M. Several may be combined.",
 )
-@option("--method", metavar="NAME", heading=HOW, help="auto (default), wanda, magnitude, random.")
+@option(
+    "--method",
+    metavar="NAME|PART=NAME,...",
+    heading=HOW,
+    help="auto (default), a published method (magnitude, taylor, llm-pruner, wanda-sp, flap, fasp, "
+    "ziplm, osscar, slimgpt, slimllm, adapt-pruner, minitron), or parts: "
+    "criterion=obs,allocate=dp,restore=ls. See docs/methods.md.",
+)
 @option(
     "--groups",
     metavar="ROLE,...",
@@ -159,7 +166,8 @@ WRITE = "What to write"
     "--allocate",
     metavar="NAME",
     heading=WHAT,
-    help="uniform (default): the same share of every group of a role; global: by score.",
+    help="How much of each layer: uniform (the only one for --layout uniform), global, "
+    "block-influence, log-depth, dp, evolutionary. [the method's]",
 )
 @option("--round-to", type=int, metavar="N", heading=WHAT, help="Keep multiples of N. [1]")
 @option("--plan", type=FILE, heading=WHAT, help="Keep exactly what a plan.json says.")
@@ -189,7 +197,7 @@ WRITE = "What to write"
     "--restore",
     metavar="NAME",
     heading=HOW,
-    help="Refit what remains: ls (least squares; default when calibrated) or none.",
+    help="Refit what remains: none, bias, ls (least squares), obs, cross. [the method's]",
 )
 @option("--seed", type=int, metavar="N", heading=HOW, help="For sampling and ties. [0]")
 @option(

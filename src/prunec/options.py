@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunec.frontends.mixture import Part, parse_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.target import Target
 
-__all__ = [
-    "ALLOCATORS",
-    "BEST_METHOD",
-    "FORMATS",
-    "LAYOUTS",
-    "METHODS",
-    "RESTORERS",
-    "InspectOptions",
-    "PruneOptions",
-]
+if TYPE_CHECKING:
+    from prunec.passes.methods import Method
+
+__all__ = ["FORMATS", "LAYOUTS", "InspectOptions", "PruneOptions"]
 
 AUTO = "auto"
 
@@ -27,18 +22,8 @@ TEXT_WINDOWS, OWN_WINDOWS, MIXED_WINDOWS = (64, 512), (32, 256), (64, 256)
 """Windows and tokens of each by default: of texts, of what the model writes itself, which takes
 it minutes, and of both mixed."""
 
-METHODS = {"wanda": True, "magnitude": False, "random": False}
-"""Criteria by name, and whether each one needs calibration data."""
-
-BEST_METHOD = "wanda"
-"""What `--method auto` stands for."""
-
-RESTORERS = {"none": False, "ls": True}
-"""Ways to refit what remains, and whether each one needs calibration data."""
-
 FORMATS = ("hf", "onnx", "torchscript")
 LAYOUTS = ("uniform", "per-layer")
-ALLOCATORS = ("uniform", "global")
 ROLES = (
     "neuron", "query_head", "kv_head", "head", "head_dim", "channel", "expert", "hidden", "vocab",
     "rank", "feature",
@@ -58,6 +43,8 @@ class InspectOptions:
 class PruneOptions:
     """One pruning run.
 
+    `method` is a preset or `criterion=...,allocate=...,restore=...` (see `passes.methods`);
+    `allocate` and `restore` go before it.
     `calibration` is `none`, or sources with weights (see `frontends.mixture`). `auto`, None and
     empty `formats` leave a choice to `settle`. Empty `groups` means every role within blocks
     that the layout and formats can hold.
@@ -75,7 +62,7 @@ class PruneOptions:
     layout: str = "uniform"
     round_to: int = 1
     restore: str = AUTO
-    allocate: str = "uniform"
+    allocate: str = AUTO
     plan: Path | None = None
     seed: int = 0
     trust_remote_code: bool = False
@@ -101,6 +88,36 @@ class PruneOptions:
         """The files and folders among the sources."""
         return tuple(part.path for part in self.mixture if part.path is not None)
 
+    @property
+    def parts(self) -> Method:
+        """Criterion, allocator and restorer; raises PrunecError (P810) for unknown names.
+
+        A bare criterion is followed by least squares where there are data for it. One width for
+        all layers leaves an allocator nothing to decide.
+        """
+        from prunec.passes.methods import ALLOCATORS, PRESETS, RESTORERS, parse_method
+
+        method = parse_method(self.method)
+        given = {"allocate": self.allocate, "restore": self.restore}
+        chosen = {part: name for part, name in given.items() if name != AUTO}
+        unknown = [
+            *_known("--allocate", self.allocate, (AUTO, *ALLOCATORS)),
+            *_known("--restore", self.restore, (AUTO, *RESTORERS)),
+        ]
+        if unknown:
+            raise PrunecError(unknown, Exit.USAGE)
+        bare = self.method not in PRESETS and "=" not in self.method
+        asked = self.calibration not in (AUTO, "none")
+        if bare and (asked or (self.calibration == AUTO and _needs_data(method))):
+            chosen = {"restore": "ls"} | chosen
+        if self.layout == "uniform" and "hf" in self._formats:
+            chosen = {"allocate": "uniform"} | chosen
+        return replace(method, **chosen)
+
+    @property
+    def _formats(self) -> tuple[str, ...]:
+        return self.formats or (("onnx",) if self.model.endswith(".onnx") else ("hf",))
+
     def settle(self) -> PruneOptions:
         """The same run with every choice made; raises PrunecError (exit 2) with all mistakes.
 
@@ -110,35 +127,30 @@ class PruneOptions:
         problems = list(self._problems())
         if problems:
             raise PrunecError(problems, Exit.USAGE)
-        method = BEST_METHOD if self.method == AUTO else self.method
-        asked = self.calibration not in (AUTO, "none")
-        restore = self.restore
-        if restore == AUTO:
-            wants = asked or (METHODS[method] and self.calibration == AUTO)
-            restore = "ls" if wants else "none"
+        method = self.parts
         calibration = self.calibration
         if calibration == AUTO:
-            calibration = "self" if METHODS[method] or RESTORERS[restore] else "none"
-        formats = self.formats or (("onnx",) if self.model.endswith(".onnx") else ("hf",))
+            calibration = "self" if _needs_data(method) else "none"
         settled = replace(
             self,
-            method=method,
-            restore=restore,
+            restore=method.restore,
+            allocate=method.allocate,
             calibration=calibration,
             calibration_samples=self.calibration_samples or _windows(calibration)[0],
             calibration_length=self.calibration_length or _windows(calibration)[1],
-            formats=tuple(f for f in FORMATS if f in formats),
+            formats=tuple(f for f in FORMATS if f in self._formats),
         )
-        needy = list(settled._unfed())
+        needy = list(settled._unfed(method))
         if needy:
             raise PrunecError(needy, Exit.USAGE)
         return settled
 
     def _problems(self) -> Iterable[Diagnostic]:
-        yield from _known("--method", self.method, (AUTO, *METHODS))
-        yield from _known("--restore", self.restore, (AUTO, *RESTORERS))
+        try:
+            _ = self.parts
+        except PrunecError as error:
+            yield from error.diagnostics
         yield from _known("--layout", self.layout, LAYOUTS)
-        yield from _known("--allocate", self.allocate, ALLOCATORS)
         for name in self.formats:
             yield from _known("--format", name, FORMATS)
         for name in self.groups:
@@ -169,24 +181,32 @@ class PruneOptions:
                 "P812", "no output folder given", "-o", help="add -o OUT, or --dry-run for the plan"
             )
 
-    def _unfed(self) -> Iterable[Diagnostic]:
+    def _unfed(self, method: Method) -> Iterable[Diagnostic]:
         """Choices that need calibration data where there is none."""
         if self.calibrated:
             return
-        if METHODS[self.method] and self.plan is None:
+        if _needs_data(replace(method, restore="none")) and self.plan is None:
             yield Diagnostic(
                 "P814",
                 f"method {self.method} scores by activations and there is no calibration data",
                 "--calibration",
                 help="use --calibration self or a text file, or --method magnitude",
             )
-        if RESTORERS[self.restore]:
+        if method.restore != "none":
             yield Diagnostic(
                 "P814",
-                f"restoring by {self.restore} needs calibration data",
+                f"restoring by {method.restore} needs calibration data",
                 "--calibration",
                 help="use --calibration self or a text file, or --restore none",
             )
+
+
+def _needs_data(method: Method) -> bool:
+    """Whether a method looks at what the model computes."""
+    from prunec.passes.criteria import CRITERIA
+
+    watched = method.allocate not in ("uniform", "global", "log-depth")
+    return bool(CRITERIA[method.criterion]().needs) or method.restore != "none" or watched
 
 
 def _known(option: str, name: str, choices: Iterable[str]) -> Iterable[Diagnostic]:

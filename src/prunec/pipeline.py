@@ -134,10 +134,8 @@ class _Run:
 
     @cached_property
     def criterion(self) -> Criterion:
-        if self.options.method == "random":
-            return Random(self.options.seed)
-        made: Criterion = CRITERIA[self.options.method]()
-        return made
+        name = self.options.parts.criterion
+        return Random(self.options.seed) if name == "random" else CRITERIA[name]()
 
     @cached_property
     def calibrated(self) -> Calibrated | None:

@@ -1,0 +1,41 @@
+"""How the loss feels an error in a layer's output, against differences of the loss itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from handmade import Builder
+
+from prunec.backends.torch_feeling import loss_per_error
+
+
+def test_mean_square_of_the_gradient() -> None:
+    """x -> relu(a x) b: half the mean squared norm of the outputs is the loss, known in closed
+    form."""
+    b = Builder()
+    inner = b.linear(b.input("batch", "time", 6), 9)
+    outer = b.linear(b.call("aten.relu.default", inner), 4)
+    built = b.finish(outer)
+    batch = {name: np.asarray(v) for name, v in built.inputs(3, 5).items()}
+    found = loss_per_error(built.graph, built.weights, [batch], [inner.name, outer.name])
+    w = {name: torch.from_numpy(np.asarray(v)).double() for name, v in built.weights.items()}
+    at_inner, at_outer = [], []
+    for row in torch.from_numpy(batch["x0"]).double():
+        z = row @ w["w0"].T + w["w1"]
+        y = z.clamp(min=0) @ w["w2"].T + w["w3"]
+        gradient = y / y.numel()  # of the mean over entries of y^2 / 2
+        at_outer.append(gradient**2)
+        at_inner.append(((gradient @ w["w2"]) * (z > 0)) ** 2)
+    np.testing.assert_allclose(found[outer.name], torch.stack(at_outer).mean() / 2, rtol=1e-5)
+    np.testing.assert_allclose(found[inner.name], torch.stack(at_inner).mean() / 2, rtol=1e-5)
+
+
+def test_what_the_loss_does_not_read_counts_nothing() -> None:
+    b = Builder()
+    x = b.input("batch", "time", 6)
+    dead, alive = b.linear(x, 5), b.linear(x, 4)
+    built = b.finish(b.call("aten.add.Tensor", alive, 0.5))
+    batch = {name: np.asarray(v) for name, v in built.inputs(2, 3).items()}
+    found = loss_per_error(built.graph, built.weights, [batch], [dead.name, alive.name])
+    assert found[alive.name] > 0
+    assert found[dead.name] == 0
