@@ -110,6 +110,8 @@ class PruneOptions:
         asked = self.calibration not in (AUTO, "none")
         if bare and (asked or (self.calibration == AUTO and _needs_data(method))):
             chosen = {"restore": "ls"} | chosen
+        if self.calibration == "none":
+            chosen = {"restore": "none"} | chosen
         if self.layout == "uniform" and "hf" in self._formats:
             chosen = {"allocate": "uniform"} | chosen
         return replace(method, **chosen)

@@ -13,6 +13,7 @@ from typing import Any
 
 from prunec.backends.hf_build import builder
 from prunec.backends.hf_fields import Family
+from prunec.backends.torch_gradients import TorchGradients
 from prunec.backends.torch_stream import TorchStream
 from prunec.breakdown import source_rows
 from prunec.calibrating import Calibrated, calibrate
@@ -29,11 +30,12 @@ from prunec.output import Formats, staged
 from prunec.passes.allocate import Budget, GlobalRanking, Uniform
 from prunec.passes.compress import Compressed, compress, score_all, sites
 from prunec.passes.criteria import CRITERIA, Random
+from prunec.passes.criteria.gradient import gradient_places
 from prunec.passes.dce import dce
 from prunec.passes.profile import Weights
 from prunec.passes.restore import RESTORERS
 from prunec.passes.rewrite import Rewritten, rewrite
-from prunec.passes.score import Criterion
+from prunec.passes.score import Criterion, Sloped
 from prunec.planfile import read_plan, write_plan
 from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.plans import plan_document, selections_of
@@ -123,6 +125,7 @@ class _Run:
     state: State | None = None
     warnings: list[Diagnostic] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    sloped: bool = False
 
     def __post_init__(self) -> None:
         self.seconds |= self.loaded.seconds
@@ -198,6 +201,7 @@ class _Run:
 
     def _ranked(self, choice: Choice, budget: Budget) -> dict[str, int]:
         """One ranking over all groups needs all scores first: one more pass, on the dense model."""
+        self._look_at_slopes(choice)
         total = len(sites(self.loaded.coupling, choice.groups))
         with self.progress.step("Scoring", total) as advance, self._stream() as stream:
             scores = score_all(
@@ -212,6 +216,18 @@ class _Run:
             choice.groups, budget, {name: ranked.scores for name, ranked in scores.items()}
         )
 
+    def _look_at_slopes(self, choice: Choice) -> None:
+        """Criteria of gradients look at the dense model once, before anything is pruned."""
+        if not isinstance(self.criterion, Sloped) or self.calibrated is None or self.sloped:
+            return
+        coupling = self.loaded.coupling
+        places = [p for group in choice.groups for p in gradient_places(coupling, group)]
+        with self.progress.step("Measuring gradients"), self._timed("gradients"):
+            batches = self.calibrated.batches
+            found = TorchGradients(coupling.graph, self.loaded.weights, batches).slopes(places)
+        self.criterion = self.criterion.with_slopes(found)
+        self.sloped = True
+
     def _finish(
         self,
         choice: Choice,
@@ -220,6 +236,8 @@ class _Run:
         chosen: Mapping[str, Selection] | None = None,
     ) -> Pruned:
         calibrated = self.calibrated
+        if chosen is None:
+            self._look_at_slopes(choice)
         restorer = RESTORERS[self.options.restore] if calibrated is not None else None
         total = len(sites(self.loaded.coupling, choice.groups))
         with (
