@@ -22,7 +22,7 @@ from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph
 from prunec.passes.coupling import Consumer
 from prunec.passes.profile import Array, Moments, Sample, Seen, Targets, Weights
-from prunec.passes.residual import joined
+from prunec.passes.residual import joined, junction
 
 __all__ = ["BUDGET", "TorchStream"]
 
@@ -86,6 +86,7 @@ class TorchStream:
         assert first >= self.position, "the stream cannot flow back"
         apart = "held" in needs and self.count >= HELD_EVERY
         sums: list[dict[bool, Sample]] = [{} for _ in consumers]
+        changes = [_Change(self.graph, c) if "influence" in needs else None for c in consumers]
         for flow in self.flows:
             flow.parameters = {}
         for batch in range(self.count):
@@ -102,13 +103,16 @@ class TorchStream:
                 found = self._sample(consumers[i], scratch, needs)
                 known = sums[i].get(held)
                 sums[i][held] = found if known is None else known + found
+                if (change := changes[i]) is not None:
+                    change.look(self.flows[0], scratch[0], at)
             del scratch
             for j, env in enumerate(envs):
                 kept = {k: v for k, v in env.items() if not k.startswith("@")}
                 self.store.put((batch, j), kept)
         self.position = first
-        pairs = zip(sums, consumers, strict=True)
-        return [_checked(Seen(s[False], s.get(True)), c) for s, c in pairs]
+        influence = [change.mean() if change is not None else None for change in changes]
+        parts = zip(sums, influence, consumers, strict=True)
+        return [_checked(Seen(s[False], s.get(True), i), c) for s, i, c in parts]
 
     def _sample(self, consumer: Consumer, envs: Sequence[Env], needs: frozenset[str]) -> Sample:
         x = _rows(envs[0][consumer.input], consumer.input_dim)
@@ -156,6 +160,34 @@ class _Flow:
                     self.parameters[name] = self.program.parameter(name)
                 env[name] = self.parameters[name]
         self.program.advance(env, start, stop)
+
+
+class _Change:
+    """How much a layer changes the residual stream: the mean of 1 - cos over all tokens."""
+
+    def __init__(self, graph: Graph, consumer: Consumer) -> None:
+        self.where = junction(graph, consumer.op)
+        rank = len(graph.types[consumer.input].shape)
+        self.dim = -1 if consumer.input_dim in (-1, rank - 1) else consumer.input_dim
+        self.total, self.tokens = 0.0, 0
+
+    def look(self, flow: _Flow, env: Env, at: int) -> None:
+        """Run one batch ahead to where the layer's output is added."""
+        if self.where is None:
+            return
+        ahead = dict(env)
+        flow.run(ahead, at, self.where.first)
+        own = ahead[self.where.own].float()
+        flow.run(ahead, self.where.first, self.where.last)
+        ops = flow.program.graph.ops
+        one, other = (ahead[name].float() for name in ops[self.where.last].operands)
+        after = one + other
+        similar = torch.cosine_similarity(after - own, after, dim=self.dim)
+        self.total += float((1 - similar).sum(dtype=torch.float64))
+        self.tokens += similar.numel()
+
+    def mean(self) -> float | None:
+        return self.total / self.tokens if self.tokens else None
 
 
 class _Overlaid(Mapping[str, Array]):

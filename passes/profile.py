@@ -123,10 +123,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a consumer saw: tokens to learn from, and others to judge by, or None."""
+    """What a consumer saw: tokens to learn from, and others to judge by, or None.
+
+    `influence` is 1 - cos between the residual stream before and after the consumer's output has
+    joined it, mean over all tokens; None when nobody asked or there is no such stream.
+    """
 
     fit: Sample
     held: Sample | None = None
+    influence: float | None = None
 
     @property
     def whole(self) -> Sample:
@@ -136,16 +141,25 @@ class Seen:
         held = self.held if other.held is None else other.held
         if self.held is not None and other.held is not None:
             held = self.held + other.held
-        return Seen(self.fit + other.fit, held)
+        return Seen(self.fit + other.fit, held, self._mean_influence(other))
+
+    def _mean_influence(self, other: Seen) -> float | None:
+        known = [
+            (seen.influence, seen.whole.moments.tokens)
+            for seen in (self, other)
+            if seen.influence is not None
+        ]
+        tokens = sum(count for _, count in known)
+        return sum(value * count for value, count in known) / tokens if tokens else None
 
 
 class Stream(Protocol):
     """Calibration data on its way through the program.
 
     `observe` brings all batches to the first of the consumers, which must lie ahead, and returns
-    what each of them sees: the Gram matrix when `needs` has `gram`, `targets` when it has that,
-    some batches apart when it has `held`. `replace` changes weights of what lies ahead, so that
-    everything later is observed on the already pruned program.
+    what each of them sees: the Gram matrix when `needs` has `gram`, `targets` and `influence` when
+    it has those, some batches apart when it has `held`. `replace` changes weights of what lies
+    ahead, so that everything later is observed on the already pruned program.
     """
 
     def observe(

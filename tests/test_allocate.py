@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunec.passes.allocate import Budget, GlobalRanking, Uniform, least_counts
+from prunec.passes.allocators import Budget, Evidence, Global, Uniform, least_counts
 from prunec.passes.coupling import Group
 
 ROLES = ("neuron", "query_head", "kv_head", "head_dim", "hidden", "channel", "expert")
@@ -152,7 +152,7 @@ def test_global_meets_what_its_floor_allows(
     floor = {g.name: max(1, round(0.2 * g.size)) for g in groups}
     least, most = budget.cost(floor), budget.cost(whole(groups))
     budget = within(budget, least + share * (most - least))
-    counts = GlobalRanking().allocate(groups, budget, scores)
+    counts = Global().allocate(groups, budget, Evidence(scores))
     assert budget.met(counts)
     assert all(floor[g.name] <= counts[g.name] <= g.size for g in groups)
 
@@ -165,7 +165,7 @@ def test_global_takes_from_where_little_stands_out() -> None:
         "steep": np.array([1.0] * 9 + [9.0]),
     }
     budget = within(linear({"flat": 1, "steep": 1}), 8)
-    counts = GlobalRanking().allocate(groups, budget, scores)
+    counts = Global().allocate(groups, budget, Evidence(scores))
     assert budget.met(counts)
     assert counts["flat"] > counts["steep"]
 
@@ -175,4 +175,4 @@ def test_global_ranks_by_the_mean_over_the_parent() -> None:
     inner = Group("q", "query_head", 4, (), parent="kv")
     scores = {"q": np.array([[4.0, 3.0, 2.0, 1.0], [10.0, 20.0, 30.0, 40.0]])}
     budget = within(linear({"q": 1}), 2)
-    assert GlobalRanking().allocate([inner], budget, scores) == {"q": 2}
+    assert Global().allocate([inner], budget, Evidence(scores)) == {"q": 2}

@@ -20,6 +20,7 @@ from prunec.calibrating import Calibrated, calibrate
 from prunec.card import render_card
 from prunec.checking import verify
 from prunec.emission import emit
+from prunec.evidence import allocate
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import Diagnostic
 from prunec.journal import StateJournal, load_calibration, save_calibration
@@ -27,8 +28,8 @@ from prunec.layout import HfLayout, settle_layout
 from prunec.loading import Loaded, Overlaid, SlicedWeights, load
 from prunec.options import InspectOptions, PruneOptions
 from prunec.output import Formats, staged
-from prunec.passes.allocate import Budget, GlobalRanking, Uniform
-from prunec.passes.compress import Compressed, compress, score_all, sites
+from prunec.passes.allocators import ALLOCATORS, Allocator, Budget
+from prunec.passes.compress import Compressed, compress, sites
 from prunec.passes.criteria import CRITERIA, Random
 from prunec.passes.criteria.gradient import gradient_places
 from prunec.passes.dce import dce
@@ -182,12 +183,16 @@ class _Run:
         counts = {name: s.count for name, s in selections.items()}
         return self._finish(Choice(groups, {}), counts, self._layout(counts), selections)
 
+    @cached_property
+    def allocator(self) -> Allocator:
+        return ALLOCATORS[self.options.parts.allocate](self.options.seed)
+
     def _counts(self, choice: Choice, budget: Budget) -> dict[str, int]:
-        """Counts that need no scores; empty when groups are to be ranked together."""
-        if self.options.allocate == "global":
+        """Counts that need nothing measured; empty when the allocator looks at the model."""
+        if self.allocator.needs:
             return {}
-        if self.options.layout != "uniform":
-            return Uniform().allocate(choice.groups, budget)
+        if self.options.layout != "uniform" or self.options.parts.allocate != "uniform":
+            return self._allocated(choice, budget)
         counts, warnings = settle_uniform(
             self.loaded, choice, budget, self.family, check="hf" in self.options.formats
         )
@@ -200,20 +205,21 @@ class _Run:
         return settle_layout(self.loaded, self.options.layout, self.family, counts)
 
     def _ranked(self, choice: Choice, budget: Budget) -> dict[str, int]:
-        """One ranking over all groups needs all scores first: one more pass, on the dense model."""
+        """An allocator that looks at the model needs one more pass, on the dense one."""
         self._look_at_slopes(choice)
-        total = len(sites(self.loaded.coupling, choice.groups))
-        with self.progress.step("Scoring", total) as advance, self._stream() as stream:
-            scores = score_all(
-                self.loaded.coupling,
-                choice.groups,
-                self.criterion,
-                self.loaded.weights,
-                stream,
-                lambda: advance(1),
-            )
-        return GlobalRanking().allocate(
-            choice.groups, budget, {name: ranked.scores for name, ranked in scores.items()}
+        with self._timed("allocate"):
+            return self._allocated(choice, budget)
+
+    def _allocated(self, choice: Choice, budget: Budget) -> dict[str, int]:
+        calibrated = self.calibrated if self.allocator.needs else None
+        return allocate(
+            self.allocator,
+            self.loaded,
+            choice.groups,
+            budget,
+            self.criterion,
+            calibrated,
+            self.progress,
         )
 
     def _look_at_slopes(self, choice: Choice) -> None:

@@ -13,7 +13,7 @@ from prunec.ir.axes import Axis, new_size
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.loading import Loaded
 from prunec.options import PruneOptions
-from prunec.passes.allocate import Budget, Uniform, least_counts
+from prunec.passes.allocators import Budget, Uniform, least_counts
 from prunec.passes.coupling import Group
 from prunec.target import Target
 
@@ -135,14 +135,13 @@ def _example(loaded: Loaded, length: int) -> dict[str, int]:
 
 
 def make_budget(loaded: Loaded, options: PruneOptions, choice: Choice) -> Budget:
-    """All targets as one: the largest share of its limit that any cost takes, in millionths."""
+    """All targets as one: the largest share of its limit that any cost takes."""
     bounds = limits(loaded, options.targets, LENGTH)
 
-    def cost(counts: Mapping[str, int]) -> int:
-        shares = [measure(loaded, t.metric, counts, LENGTH) / limit for t, limit in bounds]
-        return round(max(shares) * 1_000_000)
+    def cost(counts: Mapping[str, int]) -> float:
+        return max(measure(loaded, t.metric, counts, LENGTH) / limit for t, limit in bounds)
 
-    budget = Budget(cost, 1_000_000, options.round_to, choice.allowed)
+    budget = Budget(cost, 1.0, options.round_to, choice.allowed)
     if not budget.met(least_counts(choice.groups, budget)):
         raise _unreachable(loaded, options, choice, budget)
     return budget

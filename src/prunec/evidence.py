@@ -1,0 +1,192 @@
+"""Gather what an allocator needs to know: one pass over a part of the calibration data.
+
+At most `WINDOWS` windows of the calibration data are looked at, evenly spread over it (sources
+are interleaved, so all of them are among it), on the dense program: how many indices each
+group keeps is a coarser question than which, and the pass over all the data comes afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from prunec.backends.torch_feeling import loss_per_error
+from prunec.backends.torch_stream import TorchStream
+from prunec.calibrating import Calibrated
+from prunec.divergence import MaskedDivergence
+from prunec.loading import Loaded, Overlaid
+from prunec.passes.allocators import Allocator, Budget, Counts, Evidence
+from prunec.passes.compress import Site, score_all, sites
+from prunec.passes.coupling import Consumer, Group
+from prunec.passes.profile import Seen, Stream, Weights
+from prunec.passes.score import Criterion, Ranked
+from prunec.progress import Progress
+
+__all__ = ["PROBED", "WINDOWS", "allocate", "gather"]
+
+WINDOWS = 16
+"""Windows that scores, curves, influences and weights are measured on, at most."""
+
+PROBED = 4
+"""Windows that whole plans are compared on, at most."""
+
+SCORED = frozenset({"scores", "curves", "divergence"})
+
+Inputs = Mapping[str, Any]
+
+
+def allocate(
+    allocator: Allocator,
+    loaded: Loaded,
+    groups: Sequence[Group],
+    budget: Budget,
+    criterion: Criterion,
+    calibrated: Calibrated | None,
+    progress: Progress,
+) -> Counts:
+    """How many indices of each group stay, with what the allocator needs gathered before."""
+    ordered = [g for site in sites(loaded.coupling, groups) for g in site.groups]
+    evidence = gather(loaded, ordered, criterion, calibrated, allocator.needs, progress)
+    if evidence.divergence is None:
+        return allocator.allocate(ordered, budget, evidence)
+    with _told(evidence, allocator, progress) as told:
+        return allocator.allocate(ordered, budget, told)
+
+
+@contextmanager
+def _told(evidence: Evidence, allocator: Allocator, progress: Progress) -> Iterator[Evidence]:
+    """Evidence whose divergence tells of each time that it is asked."""
+    measure = evidence.divergence
+    assert measure is not None
+    with progress.step("Searching for widths", allocator.evaluations) as advance:
+
+        def divergence(counts: Mapping[str, int]) -> float:
+            found = measure(counts)
+            advance(1)
+            return found
+
+        yield replace(evidence, divergence=divergence)
+
+
+def gather(
+    loaded: Loaded,
+    groups: Sequence[Group],
+    criterion: Criterion,
+    calibrated: Calibrated | None,
+    needs: frozenset[str],
+    progress: Progress,
+) -> Evidence:
+    """The fields of `Evidence` named in `needs`; those not asked for stay empty.
+
+    Without calibration data only a criterion of the weights alone can be asked for, and neither
+    influence, weight nor divergence. A criterion of slopes must have seen them. Raises PrunecError
+    when scores, gradients or what calibration meets are not finite.
+    """
+    batches = spread(calibrated.batches, WINDOWS) if calibrated is not None else ()
+    observed = needs & {"influence", "weight", "divergence"}
+    assert batches or not observed, "these are measured on calibration data"
+    ranked, influence = _observed(loaded, groups, criterion, batches, needs, progress)
+    scores = {name: found.scores for name, found in ranked.items()}
+    curves = {name: found.curve for name, found in ranked.items() if found.curve is not None}
+    weight = _weights(loaded, groups, batches, progress) if "weight" in needs else {}
+    divergence = None
+    if "divergence" in needs:
+        few = spread(batches, PROBED)
+        divergence = MaskedDivergence(loaded.coupling, groups, scores, loaded.weights, few)
+    return Evidence(scores, curves, influence, weight, divergence)
+
+
+def spread(batches: Sequence[Inputs], windows: int) -> tuple[Inputs, ...]:
+    """At most so many windows, evenly spread, in batches as wide as they were."""
+    places = [(i, j) for i, batch in enumerate(batches) for j in range(_width(batch))]
+    if len(places) <= windows:
+        return tuple(batches)
+    chosen = [places[k * len(places) // windows] for k in range(windows)]
+    found: dict[int, list[int]] = {}
+    for i, j in chosen:
+        found.setdefault(i, []).append(j)
+    return tuple({n: a[rows] for n, a in batches[i].items()} for i, rows in found.items())
+
+
+def _width(batch: Inputs) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _observed(
+    loaded: Loaded,
+    groups: Sequence[Group],
+    criterion: Criterion,
+    batches: Sequence[Inputs],
+    needs: frozenset[str],
+    progress: Progress,
+) -> tuple[dict[str, Ranked], dict[str, float]]:
+    """Scores and curves, and influences, from one pass of a stream."""
+    if not needs & (SCORED | {"influence"}):
+        return {}, {}
+    found = sites(loaded.coupling, groups)
+    weights: Weights = loaded.weights if batches else Overlaid(loaded.weights, loaded.stored)
+    with (
+        progress.step("Scoring", len(found)) as advance,
+        TorchStream(loaded.graph, loaded.weights, batches) as stream,
+    ):
+        watched = _Influence(stream, "influence" in needs)
+        ranked: dict[str, Ranked] = {}
+        if needs & SCORED:
+            ranked = score_all(
+                loaded.coupling, groups, criterion, weights, watched if batches else None,
+                lambda: advance(1),
+            )  # fmt: skip
+        else:
+            for site in found:
+                if site.consumers:
+                    watched.observe(site.consumers)
+                advance(1)
+    return ranked, watched.by_group(found)
+
+
+class _Influence:
+    """A stream that also remembers how each layer changes the residual stream."""
+
+    def __init__(self, stream: Stream, wanted: bool) -> None:
+        self.stream, self.wanted = stream, wanted
+        self.found: dict[Consumer, float] = {}
+
+    def observe(
+        self, consumers: Sequence[Consumer], needs: frozenset[str] = frozenset()
+    ) -> list[Seen]:
+        seen = self.stream.observe(consumers, needs | {"influence"} if self.wanted else needs)
+        for consumer, found in zip(consumers, seen, strict=True):
+            if found.influence is not None:
+                self.found[consumer] = found.influence
+        return seen
+
+    def replace(self, weights: Weights) -> None:
+        self.stream.replace(weights)
+
+    def by_group(self, found: Sequence[Site]) -> dict[str, float]:
+        """The mean over the layers of each group's site."""
+        influence: dict[str, float] = {}
+        for site in found:
+            known = [self.found[c] for c in site.consumers if c in self.found]
+            if known:
+                influence |= dict.fromkeys((g.name for g in site.groups), sum(known) / len(known))
+        return influence
+
+
+def _weights(
+    loaded: Loaded, groups: Sequence[Group], batches: Sequence[Inputs], progress: Progress
+) -> dict[str, float]:
+    """What the loss feels of an error in the layers that consume a group, mean over them.
+
+    A curve adds the errors of all its consumers, which this takes to count the same.
+    """
+    ops = dict.fromkeys(c.op for group in groups for c in group.consumers)
+    with progress.step("Weighing layers"):
+        felt = loss_per_error(loaded.graph, loaded.weights, batches, list(ops))
+    return {
+        group.name: sum(felt[c.op] for c in group.consumers) / len(group.consumers)
+        for group in groups
+        if group.consumers
+    }
