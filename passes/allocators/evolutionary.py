@@ -11,6 +11,7 @@ import numpy as np
 from prunec.passes.allocators.budget import Budget, Counts
 from prunec.passes.allocators.dynamic import DynamicProgram
 from prunec.passes.allocators.evidence import Allocator, Evidence
+from prunec.passes.allocators.ladder import top_up
 from prunec.passes.coupling import Group
 
 __all__ = ["Evolutionary"]
@@ -32,8 +33,8 @@ class Evolutionary:
 
     Departures. It starts from the plan of `start` instead of the uniform one; a level is `quantum`
     of the cost of the largest group, at least one index, so that neurons and heads can be traded;
-    what was lowered last gets back what is left over; all children are judged on the same
-    windows, so that there is one stage of selection.
+    what was lowered last and what was raised take up what is left over; all children are judged
+    on the same windows, so that there is one stage of selection.
     """
 
     generations: int = 10
@@ -65,7 +66,7 @@ class Evolutionary:
                 found = divergence(child)
                 if found < fitness:
                     parent, fitness = child, found
-        return parent
+        return top_up(groups, parent, budget)
 
     def _children(
         self, switch: _Switch, parent: Counts, seen: Sequence[Counts], rng: np.random.Generator
@@ -119,7 +120,11 @@ class _Switch:
             places[last] = max(0, places[last] - self.step[last])
             changes += 1
         if last:
-            self._give_back(parent, places, last)
+            # what was lowered last may have freed too much, but is not to end where it was
+            before = self.levels[last].index(parent[last])
+            self._fill(parent, places, last, before - 1)
+            for name in sorted(raised, key=lambda n: len(self.levels[n]), reverse=True):
+                self._fill(parent, places, name, len(self.levels[name]) - 1)
         return self._counts(parent, places)
 
     def _raise(self, places: dict[str, int], rng: np.random.Generator) -> set[str]:
@@ -134,9 +139,9 @@ class _Switch:
             raised.add(name)
         return raised
 
-    def _give_back(self, parent: Counts, places: dict[str, int], name: str) -> None:
-        """Raise the group lowered last as far as the budget allows, but not to where it was."""
-        low, high = places[name], self.levels[name].index(parent[name])
+    def _fill(self, parent: Counts, places: dict[str, int], name: str, most: int) -> None:
+        """Raise a group as far as the budget allows, up to the place `most`."""
+        low, high = places[name], most + 1
         while high - low > 1:
             middle = (low + high) // 2
             met = self.budget.met(self._counts(parent, {**places, name: middle}))
