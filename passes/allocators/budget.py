@@ -34,26 +34,26 @@ class Budget:
         return self.cost(counts) <= self.limit
 
     def rounded(self, group: Group, count: float) -> int:
-        """The nearest count that the runtime and the layout can hold, at least one."""
-        step = self._step(group)
-        found = min(group.size, max(1, step * round(count / step)))
+        """The nearest count that the runtime and the layout can hold, the larger of two."""
         choices = (self.allowed or {}).get(group.name)
         if choices is None:
-            return found
-        return min([*choices, group.size], key=lambda c: (abs(c - found), -c))
+            step = self._step(group)
+            below = int(count // step) * step
+            choices = [c for c in (below, below + step) if 0 < c < group.size]
+        return min([*choices, group.size], key=lambda c: (abs(c - count), -c))
 
     def levels(self, group: Group) -> tuple[int, ...]:
         """All counts that `rounded` gives, ascending; the last is the whole group."""
         choices = (self.allowed or {}).get(group.name)
-        if choices is not None:
-            return tuple(sorted({*choices, group.size}))
-        step = self._step(group)
-        return tuple(sorted({1, *range(step, group.size, step), group.size}))
+        if choices is None:
+            step = self._step(group)
+            choices = range(step, group.size, step)
+        return tuple(sorted({*choices, group.size}))
 
     def _step(self, group: Group) -> int:
         return self.round_to if group.size >= WIDE * self.round_to else 1
 
 
 def least_counts(groups: Sequence[Group], budget: Budget) -> Counts:
-    """The smallest plan: one index of everything, or the least that the layout holds."""
+    """The smallest plan: the least of everything that runtime and layout hold, mostly one."""
     return {group.name: budget.rounded(group, 0) for group in groups}

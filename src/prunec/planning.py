@@ -162,7 +162,7 @@ def _unreachable(
         problems.append(
             Diagnostic(
                 "P403",
-                f"target {target.text} cannot be met: with one index of each {roles} left,"
+                f"target {target.text} cannot be met: at the least width of each {roles},"
                 f" {left:,} of {dense:,} {target.metric} remain ({left / dense:.1%});"
                 f" {_holder(loaded, target.metric, least)}",
                 "--target",
