@@ -116,7 +116,7 @@ class TorchStream:
 
     def _sample(self, consumer: Consumer, envs: Sequence[Env], needs: frozenset[str]) -> Sample:
         x = _rows(envs[0][consumer.input], consumer.input_dim)
-        moments = _moments(x, "gram" in needs)
+        moments = _moments(x, needs)
         if "targets" not in needs or len(self.flows) == 1:
             return Sample(moments)
         return Sample(moments, self._targets(consumer, envs, x))
@@ -135,8 +135,8 @@ class TorchStream:
             return None
         return Targets(
             (y.T @ x).double().numpy(),
-            y.sum(0, dtype=torch.float64).numpy(),
-            float(y.square().sum(dtype=torch.float64)),
+            y.sum(0).double().numpy(),
+            float((y * y).sum(dtype=torch.float64)),
         )
 
     def replace(self, weights: Weights) -> None:
@@ -212,12 +212,14 @@ def _rows(value: torch.Tensor, dim: int) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1]).float()
 
 
-def _moments(x: torch.Tensor, gram: bool) -> Moments:
-    squares = x.square().sum(0, dtype=torch.float64).numpy()
-    sums = x.sum(0, dtype=torch.float64).numpy()
-    absolute = x.abs().sum(0, dtype=torch.float64).numpy()
-    product = (x.T @ x).double().numpy() if gram else None
-    return Moments(len(x), squares, sums, product, absolute)
+def _moments(x: torch.Tensor, needs: frozenset[str]) -> Moments:
+    """Sums of one batch in float32, which holds a few thousand tokens well; batches are added in
+    float64."""
+    gram = (x.T @ x).double() if "gram" in needs else None
+    squares = (x * x).sum(0).double() if gram is None else gram.diagonal().clone()
+    absolute = x.abs().sum(0).double().numpy() if "absolute" in needs else None
+    product = gram.numpy() if gram is not None else None
+    return Moments(len(x), squares.numpy(), x.sum(0).double().numpy(), product, absolute)
 
 
 def _checked(seen: Seen, consumer: Consumer) -> Seen:

@@ -33,8 +33,8 @@ class Moments:
     """Moments of a consumer's inputs X (T tokens, n columns), summed over all calibration tokens.
 
     `squares` is the sum of X_j^2, shape (n,); `sums` the sum of X_j, shape (n,); `gram` X'X,
-    shape (n, n), or None when nobody asked for it; `absolute` the sum of |X_j|, shape (n,). All
-    float64.
+    shape (n, n), and `absolute` the sum of |X_j|, shape (n,), or None when nobody asked for them.
+    All float64.
     """
 
     tokens: int

@@ -259,7 +259,7 @@ def test_the_stream_observes_what_is_needed() -> None:
     it = case("key heads")
     (site,) = sites(coupling, [it.group])
     with TorchStream(built.graph, weights, [batch]) as stream:
-        found = stream.observe(site.consumers, frozenset({"gram"}))
+        found = stream.observe(site.consumers, frozenset({"gram", "absolute"}))
     moments = [each.whole.moments for each in found]
     seen = list(zip(site.consumers, moments, strict=True))
     for name, made in CRITERIA.items():

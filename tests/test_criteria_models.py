@@ -42,7 +42,7 @@ def test_every_criterion_scores_every_group(name: str) -> None:
                 watched |= dict.fromkeys(watches(coupling, group))
             observed: Observed = []
             if site.consumers:
-                seen = stream.observe(list(watched), frozenset({"gram"}))
+                seen = stream.observe(list(watched), frozenset({"gram", "absolute"}))
                 observed = [(c, s.whole.moments) for c, s in zip(watched, seen, strict=True)]
             for group in site.groups:
                 check(coupling, group, weights, observed, slopes)
