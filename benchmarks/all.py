@@ -5,7 +5,7 @@
 OUT gets NAME.json, what a benchmark printed, and NAME.log, what it told meanwhile. One that was
 measured by the same sources before is not run again, unless it is named or --fresh is given. One
 that fails does not stop the rest. Prints a summary: which figures were found and met. Nothing
-else should run on the machine.
+else should run on the machine. Those that take a night are run only when they are named: quality.
 """
 
 from __future__ import annotations
@@ -31,14 +31,18 @@ NAMES = (
 )
 """Those that measure time come first."""
 
+LONG = ("quality",)
+"""Run only when they are named: they take many hours."""
+
 
 def run(arguments: Sequence[str] | None = None) -> Document:
     options = parser(__doc__)
-    options.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
+    known = (*NAMES, *LONG)
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(known)}")
     options.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="[%(default)s]")
     options.add_argument("--fresh", action="store_true", help="measure all again")
     asked = options.parse_args(arguments)
-    if unknown := set(asked.names) - set(NAMES):
+    if unknown := set(asked.names) - set(known):
         options.error(f"no benchmark {', '.join(sorted(unknown))}")
     asked.out.mkdir(parents=True, exist_ok=True)
     sources = source_hash()
