@@ -1,8 +1,8 @@
 """Gather what an allocator needs to know: one pass over a part of the calibration data.
 
 At most `WINDOWS` windows of the calibration data are looked at, evenly spread over it (sources
-are interleaved, so all of them are among it), on the dense program: how many indices each
-group keeps is a coarser question than which, and the pass over all the data comes afterwards.
+are interleaved, so all of them are among it), on the dense program: how many indices each group
+keeps is a coarser question than which, and the pass over all the data comes afterwards.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from prunec.progress import Progress
 __all__ = ["PROBED", "WINDOWS", "allocate", "gather"]
 
 WINDOWS = 16
-"""Windows that scores, curves, influences and weights are measured on, at most."""
+"""Windows that scores, curves and influences are measured on, at most."""
 
 PROBED = 4
-"""Windows that whole plans are compared on, at most."""
+"""Windows that layers are weighed and whole plans compared on, at most. (Two windows of 256 tokens
+gave the layers of a model of 30 the same relative weights as eight, to 6 %.)"""
 
 SCORED = frozenset({"scores", "curves", "divergence"})
 
@@ -90,10 +91,10 @@ def gather(
     ranked, influence = _observed(loaded, groups, criterion, batches, needs, progress)
     scores = {name: found.scores for name, found in ranked.items()}
     curves = {name: found.curve for name, found in ranked.items() if found.curve is not None}
-    weight = _weights(loaded, groups, batches, progress) if "weight" in needs else {}
+    few = spread(batches, PROBED)
+    weight = _weights(loaded, groups, few, progress) if "weight" in needs else {}
     divergence = None
     if "divergence" in needs:
-        few = spread(batches, PROBED)
         divergence = MaskedDivergence(loaded.coupling, groups, scores, loaded.weights, few)
     return Evidence(scores, curves, influence, weight, divergence)
 
