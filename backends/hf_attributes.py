@@ -102,10 +102,7 @@ def attributes(
             found = _searched(search, slots, problems)
             if isinstance(found, list):
                 return found
-            chosen = found
-            problems, reads = _try(search, family.build(family.config), slots, chosen)
-        if problems:
-            return [_unknown(problems)]
+            chosen, reads = found
     return _settled(slots, chosen, reads)
 
 
@@ -225,8 +222,12 @@ def _cut_buffers(search: _Search, model: torch.nn.Module) -> dict[str, dict[str,
 
 def _searched(
     search: _Search, slots: Sequence[_Slot], problems: list[Diagnostic]
-) -> Values | list[Diagnostic]:
-    """Try other values for what the forward pass reads, on as few layers as possible."""
+) -> tuple[Values, Reads] | list[Diagnostic]:
+    """Try other values for what the forward pass reads, on as few layers as possible.
+
+    What the first layers accept has to hold for all: these layers may have kept sizes that others
+    lost, and then they do not tell two readings of a number apart.
+    """
     config, within = _first_layers(search.family)
     build = search.family.build
     with spied(model := build(config), [(s.modules, s.name) for s in slots]) as reads:
@@ -240,9 +241,12 @@ def _searched(
     )
     for ranks in itertools.islice(tries, 0 if within else 1, _MAX_TRIES):
         picked = {s.key: s.options[r] for s, r in zip(read, ranks, strict=True)}
-        problems, _ = _try(search, build(config), slots, others | picked, within)
+        values = others | picked
+        problems, reads = _try(search, build(config), slots, values, within)
+        if within and not problems:
+            problems, reads = _try(search, build(search.family.config), slots, values)
         if not problems:
-            return others | picked
+            return values, reads
     return [_unknown(problems)]
 
 

@@ -1,0 +1,49 @@
+"""Layouts are settled for any mixture of counts that a model's layers may end up with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prunec.backends.hf_build import builder
+from prunec.backends.hf_fields import Family
+from prunec.backends.hf_section import Section
+from prunec.layout import settle_layout
+from prunec.loading import Loaded, load
+from prunec.progress import Silent
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """As many KV heads as query heads under each of them: three."""
+    folder: Path = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        hidden_size=72, intermediate_size=80, num_attention_heads=9, num_key_value_heads=3,
+        head_dim=8, num_hidden_layers=4, vocab_size=131,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return load(str(folder), trust_remote_code=False, need_weights=True, progress=Silent())
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        [(3, 3), (3, 3), (2, 3), (2, 3)],  # KV heads alone, beyond the first layers
+        [(3, 3), (2, 2), (2, 3), (3, 2)],
+    ],
+)
+def test_sizes_that_look_alike_are_told_apart(left: list[tuple[int, int]], loaded: Loaded) -> None:
+    """`num_key_value_groups` is 3 and so is the number of KV heads: what the first layers say is
+    not enough."""
+    family = Family(loaded.config, builder(type(loaded.model)))
+    counts = {group.name: group.size for group in loaded.coupling.groups}
+    for role, kept in (("kv_head", [a for a, _ in left]), ("query_head", [b for _, b in left])):
+        names = [group.name for group in loaded.coupling.groups if group.role == role]
+        counts |= dict(zip(names, kept, strict=True))
+    section = settle_layout(loaded, "per-layer", family, counts)
+    assert isinstance(section, Section)
+    set_ = {p: v.get("num_key_value_groups", 3) for p, v in section.attributes.items()}
+    found = [set_.get(f"model.layers.{i}.self_attn", 3) for i in range(4)]
+    assert found == [b for _, b in left]
