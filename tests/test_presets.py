@@ -12,7 +12,7 @@ import pytest
 import worded
 import zoo
 
-from prunec import pipeline
+from prunec import calibrating, pipeline
 from prunec.breakdown import source_rows
 from prunec.ir.diagnostics import Exit
 from prunec.loading import SlicedWeights, load
@@ -24,7 +24,7 @@ from prunec.summary import prune_report
 from prunec.target import parse_target
 
 MODELS = ("llama", "bert")
-SAMPLES, LENGTH = 4, 32
+SAMPLES, LENGTH = 6, 32
 SHARE = 70
 METHODS = (*PRESETS, "auto,restore=cross", "auto,allocate=evolutionary", "ziplm,criterion=obs-swap")
 """All presets, and combinations of parts that no preset has."""
@@ -54,6 +54,8 @@ def traced_once() -> Any:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "load", lambda model, **_: once(model))
+        # a batch for each window: of five or more one is held apart to judge restoring by
+        patch.setattr(calibrating, "TOKENS_AT_ONCE", LENGTH)
         yield
 
 
