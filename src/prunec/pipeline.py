@@ -33,6 +33,7 @@ from prunec.passes.compress import Compressed, compress, sites
 from prunec.passes.criteria import CRITERIA, Random
 from prunec.passes.criteria.gradient import gradient_places
 from prunec.passes.dce import dce
+from prunec.passes.methods import parse_method
 from prunec.passes.profile import Weights
 from prunec.passes.restore import RESTORERS
 from prunec.passes.rewrite import Rewritten, rewrite
@@ -131,6 +132,12 @@ class _Run:
     def __post_init__(self) -> None:
         self.seconds |= self.loaded.seconds
         self._warn(self.loaded.warnings)
+        published = parse_method(self.options.method).allocate
+        if published != "uniform" and self.options.allocate == "uniform":
+            self.progress.note(
+                f"{self.options.method} would choose widths by layer ({published}); all layers keep"
+                " the same share here (--layout per-layer lets them differ)"
+            )
 
     @cached_property
     def family(self) -> Family:
