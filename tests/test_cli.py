@@ -389,6 +389,7 @@ def test_all_diagnostics_are_shown(
 FAKE = """
     import os, signal, sys, time, types, pathlib
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell's `&`
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and this one below nohup
     from prunec.output import staged
     fake = types.ModuleType("prunec.pipeline")
     def work(options, progress=None):
