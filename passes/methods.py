@@ -57,8 +57,9 @@ PRESETS: Mapping[str, Method] = {
         about="""Ours: OBS sweeps, widths from their error curves, least squares on what stays.
 
         The order of removal is that of an OBS sweep on the stream as it is pruned; widths minimise
-        the sum of the error curves, each in units of the loss, half way to uniform; every consumer
-        is refitted with the ridge and the share that serve held-out tokens best.""",
+        the sum of the error curves, each in units of the loss, a quarter of the way back to
+        uniform; every consumer is refitted with the ridge and the share that serve held-out tokens
+        best.""",
     ),
     "magnitude": Method(
         "magnitude",

@@ -43,7 +43,7 @@ class DynamicProgram:
     count.
     """
 
-    blend: float = 0.5
+    blend: float = 0.25
     levels: int = 64
     needs: ClassVar[frozenset[str]] = frozenset({"curves", "weight"})
     evaluations: ClassVar[int] = 0
