@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -143,18 +143,25 @@ class _Writer:
 
     def __init__(self, file: int) -> None:
         self.file = file
+        self.stopped = Event()
         self.opening = Lock()  # producers need not know that there are threads
 
     def write(self, header: bytes, entries: list[tuple[int, Entry]]) -> None:
         self._put(header, 0)
         turns = [entries[i::AT_ONCE] for i in range(AT_ONCE)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for done in [pool.submit(self._entries, turn) for turn in turns]:
-                done.result()
+            try:
+                for done in [pool.submit(self._entries, turn) for turn in turns]:
+                    done.result()
+            except BaseException:  # Ctrl-C too: the other thread ends with its tensor
+                self.stopped.set()
+                raise
 
     def _entries(self, entries: list[tuple[int, Entry]]) -> None:
         gather = Gather()
         for start, entry in entries:
+            if self.stopped.is_set():
+                return
             self._entry(start, entry, gather)
 
     def _entry(self, start: int, entry: Entry, gather: Gather) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from prunec.frontends.torch_import import first_names
 from prunec.frontends.torch_repeat import Run, rebased
 from prunec.ir.graph import Graph, Op, Parameter, renamed
 
@@ -21,25 +22,13 @@ __all__ = ["expanded"]
 def expanded(graph: Graph, module: nn.Module, runs: Sequence[Run]) -> Graph | None:
     """The graph of the whole module from that of the shortened one; None when the kept blocks
     turn out to differ."""
-    names = _stored_names(module)
+    names = list(first_names(module).values())
     for run in runs:
         found = _Expansion(graph, run).expand(names)
         if found is None:
             return None
         graph = found
     return graph
-
-
-def _stored_names(module: nn.Module) -> list[str]:
-    """Parameters and buffers in the module's order, tied ones once by their first name."""
-    tensors = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    first: dict[int, str] = {}
-    for name, tensor in tensors:
-        first.setdefault(id(tensor), name)
-    return list(first.values())
 
 
 class _Expansion:

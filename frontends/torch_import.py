@@ -24,7 +24,7 @@ from prunec.frontends.torch_symbols import Symbols, name_symbols
 from prunec.ir.diagnostics import Diagnostic, fail
 from prunec.ir.graph import Arg, Attr, Graph, Loc, Op, Parameter, Ref, TensorType, Value
 
-__all__ = ["DTYPES", "Imported", "import_program"]
+__all__ = ["DTYPES", "Imported", "first_names", "import_program"]
 
 DTYPES = {
     torch.float64: "f64",
@@ -298,6 +298,15 @@ def _aliases(stored: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Canonical name of each stored name: the first name of the same tensor."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in stored.items()}
+
+
+def first_names(module: nn.Module) -> dict[int, str]:
+    """First name of each parameter and buffer, by the tensor's identity, in the module's order."""
+    first: dict[int, str] = {}
+    for prefixed in (module.named_parameters, module.named_buffers):
+        for name, tensor in prefixed(remove_duplicate=False):
+            first.setdefault(id(tensor), name)
+    return first
 
 
 def _op_name(target: Any) -> str:

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunec.frontends.torch_fake import fake_inputs, faked
+from prunec.frontends.torch_import import first_names
 
 __all__ = ["KEPT", "Run", "find_runs", "rebased", "shortened"]
 
@@ -60,7 +61,7 @@ def find_runs(module: nn.Module, example: Mapping[str, Any]) -> list[Run]:
         return []
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with faked(module, mode), torch.no_grad(), ExitStack() as hooks:
-        recorder = _Recorder(_stored(module))
+        recorder = _Recorder(first_names(module))
         for path, owner in lists.items():
             for i, child in enumerate(owner.children()):
                 hooks.enter_context(recorder.watching(path, i, child))
@@ -85,18 +86,6 @@ def _lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList | nn.Sequenti
         if alike and not any(path.startswith(outer + ".") for outer in taken):
             taken.append(path)
             yield path, owner
-
-
-def _stored(module: nn.Module) -> dict[int, str]:
-    """First name of each parameter and buffer, by identity."""
-    found: dict[int, str] = {}
-    for named in (
-        module.named_parameters(remove_duplicate=False),
-        module.named_buffers(remove_duplicate=False),
-    ):
-        for name, tensor in named:
-            found.setdefault(id(tensor), name)
-    return found
 
 
 Origin = tuple[str, int, int]

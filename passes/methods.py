@@ -13,14 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
+from prunec.passes import allocators, restore
 from prunec.passes.criteria import CRITERIA
 
 __all__ = ["ALLOCATORS", "PRESETS", "RESTORERS", "Method", "parse_method"]
 
-ALLOCATORS = ("uniform", "global", "block-influence", "log-depth", "dp", "evolutionary")
+ALLOCATORS = tuple(allocators.ALLOCATORS)
 """Names of the ways to decide how many indices of each group stay."""
 
-RESTORERS = ("none", "bias", "ls", "obs", "cross")
+RESTORERS = tuple(restore.RESTORERS)
 """Names of the ways to repair what reads a group."""
 
 

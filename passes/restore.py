@@ -18,7 +18,15 @@ import numpy.typing as npt
 from prunec.ir.axes import Indices
 from prunec.passes.profile import Sample, Seen
 
-__all__ = ["RESTORERS", "BiasOnly", "CrossStream", "LeastSquares", "Restored", "Restorer"]
+__all__ = [
+    "RESTORERS",
+    "BiasOnly",
+    "CrossStream",
+    "LeastSquares",
+    "ObsUpdate",
+    "Restored",
+    "Restorer",
+]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -104,6 +112,14 @@ class LeastSquares:
 
 
 @dataclass(frozen=True)
+class ObsUpdate(LeastSquares):
+    """The update of an OBS sweep, which is least squares with the ridge of the sweep, unshrunk
+    (`prunec.passes.obs.update`)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+
+
+@dataclass(frozen=True)
 class CrossStream(LeastSquares):
     """Least squares on the inputs of the pruned program with the outputs of the dense one, and
     what the residual stream has lost by then, as targets: each layer makes up for the errors of
@@ -171,8 +187,7 @@ RESTORERS: Mapping[str, Restorer | None] = {
     "none": None,
     "bias": BiasOnly(),
     "ls": LeastSquares(),
-    "obs": LeastSquares(ridges=(1e-2,)),
+    "obs": ObsUpdate(),
     "cross": CrossStream(),
 }
-"""Restorers by the names that `--restore` takes. `obs` is the update of the OBS sweep, which is
-least squares with the ridge of the sweep."""
+"""Restorers by the names that `--restore` takes."""

@@ -205,10 +205,13 @@ class PruneOptions:
 
 def _needs_data(method: Method) -> bool:
     """Whether a method looks at what the model computes."""
+    from prunec.passes.allocators import ALLOCATORS
     from prunec.passes.criteria import CRITERIA
 
-    watched = method.allocate not in ("uniform", "global", "log-depth")
-    return bool(CRITERIA[method.criterion]().needs) or method.restore != "none" or watched
+    # scores and curves need what the criterion needs
+    watched = ALLOCATORS[method.allocate](0).needs - {"scores", "curves"}
+    needs = CRITERIA[method.criterion]().needs | watched
+    return bool(needs) or method.restore != "none"
 
 
 def _known(option: str, name: str, choices: Iterable[str]) -> Iterable[Diagnostic]:

@@ -133,7 +133,8 @@ class _Run:
         self.seconds |= self.loaded.seconds
         self._warn(self.loaded.warnings)
         published = parse_method(self.options.method).allocate
-        if published != "uniform" and self.options.allocate == "uniform":
+        kept = self.options.allocate == self.options.layout == "uniform"
+        if published != "uniform" and kept:
             self.progress.note(
                 f"{self.options.method} would choose widths by layer ({published}); all layers keep"
                 " the same share here (--layout per-layer lets them differ)"
