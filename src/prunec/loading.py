@@ -106,8 +106,17 @@ class Overlaid(Mapping[str, Array]):
         return len(self.base)
 
 
-def load(model: str, *, trust_remote_code: bool, need_weights: bool, progress: Progress) -> Loaded:
+def load(
+    model: str,
+    *,
+    trust_remote_code: bool,
+    need_weights: bool,
+    progress: Progress,
+    hashed: bool = False,
+) -> Loaded:
     """Resolve MODEL, trace it without weights and couple its dimensions.
+
+    With `hashed` the hash of the source is on its way.
 
     Raises PrunecError for anything that the user can mend: no such model, a damaged or unsafe
     checkpoint, an unknown configuration, a model that cannot be traced.
@@ -115,7 +124,7 @@ def load(model: str, *, trust_remote_code: bool, need_weights: bool, progress: P
     seconds: dict[str, float] = {}
     with progress.step("Reading the model"):
         source = resolve(model, need_weights=need_weights, trust_remote_code=trust_remote_code)
-        digest = in_background(lambda: hash_source(source.path)) if need_weights else None
+        digest = in_background(lambda: hash_source(source.path)) if hashed else None
         config = hf.load_config(source, trust_remote_code)
         module = hf.build_meta(config, trust_remote_code=trust_remote_code)
         stored: Weights = checkpoint.open_parameters(module, source) if need_weights else {}

@@ -112,6 +112,7 @@ def run_passes(options: PruneOptions, progress: Progress, state: State | None = 
         trust_remote_code=options.trust_remote_code,
         need_weights=True,
         progress=progress,
+        hashed=options.out is not None and not options.dry_run,
     )
     run = _Run(options, loaded, progress, state)
     return run.from_plan() if options.plan is not None else run.from_target()
