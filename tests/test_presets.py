@@ -50,7 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def traced_once() -> Any:
     """All presets of a model share its tracing, which takes longer than all the rest."""
     once = lru_cache(maxsize=len(MODELS))(
-        lambda model: load(model, trust_remote_code=False, need_weights=True, progress=Silent())
+        lambda model: load(
+            model, trust_remote_code=False, need_weights=True, hashed=True, progress=Silent()
+        )
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "load", lambda model, **_: once(model))
