@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from handmade import Builder
 
+from prunec.backends import torch_backward
 from prunec.backends.torch_feeling import loss_per_error
 
 
-def test_mean_square_of_the_gradient() -> None:
+@pytest.mark.parametrize("stretch", [torch_backward.STRETCH, 1])
+def test_mean_square_of_the_gradient(stretch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """x -> relu(a x) b: half the mean squared norm of the outputs is the loss, known in closed
     form."""
+    monkeypatch.setattr(torch_backward, "STRETCH", stretch)
     b = Builder()
     inner = b.linear(b.input("batch", "time", 6), 9)
     outer = b.linear(b.call("aten.relu.default", inner), 4)

@@ -15,6 +15,7 @@ from handmade import Builder
 from layers import DIM, KV, SHARED, one
 from programs import Block, Network, Program, block, program
 
+from prunec.backends import torch_backward
 from prunec.backends.torch_gradients import TorchGradients
 from prunec.ir.diagnostics import PrunecError
 from prunec.ir.dialects.aten import ATEN
@@ -82,6 +83,28 @@ def reference(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 def batch(name: str) -> dict[str, torch.Tensor]:
     return program(NETWORKS[name]).inputs(batch=BATCH, time=TIME, seed=2)
+
+
+def cut_small(patch: pytest.MonkeyPatch) -> None:
+    """A stretch for every weight, and everything between them on disk."""
+    patch.setattr(torch_backward, "STRETCH", 1)
+    patch.setattr(torch_backward, "BUDGET", 0)
+
+
+def test_stretches_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    coupling, weights, whole = measured("next token")
+    wanted = {place: s for place, s in whole.items() if place.parameter.startswith("blocks.")}
+    assert len(wanted) < len(whole), "the tied table is read at both ends: a stretch of its own"
+    inputs = {key: value.numpy() for key, value in batch("next token").items()}
+    cut_small(monkeypatch)
+    names = {place.parameter for place in wanted}
+    passes = torch_backward.Backward(coupling.graph, weights, [inputs], parameters=names)
+    assert sum(len(list(stretch.backward())) for stretch in passes) > 4 * BATCH
+    found = TorchGradients(coupling.graph, weights, [inputs]).slopes(wanted)
+    for place, slopes in wanted.items():
+        for field in ("sums", "first", "second", "mixed"):
+            a, b = getattr(found[place], field), getattr(slopes, field)
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max())
 
 
 @cache
