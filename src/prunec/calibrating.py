@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from prunec.backends.heap import trim
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.ir.graph import TensorType
 from prunec.loading import Loaded
@@ -80,6 +81,7 @@ def calibrate(loaded: Loaded, options: PruneOptions, progress: Progress) -> Cali
         {name: array[start : start + width] for name, array in main.items()}
         for start in range(0, len(found), width)
     ]
+    trim()  # tokenising a long text takes hundreds of megabytes
     described = {"origin": found.origin, "windows": len(found), "tokens": found.tokens}
     return Calibrated(
         tuple(batches),

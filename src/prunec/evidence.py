@@ -163,6 +163,10 @@ class _Influence:
                 self.found[consumer] = found.influence
         return seen
 
+    @property
+    def replaced(self) -> Weights:
+        return self.stream.replaced
+
     def replace(self, weights: Weights) -> None:
         self.stream.replace(weights)
 

@@ -45,6 +45,7 @@ from prunec.progress import Progress, Silent
 from prunec.recipe import hash_source, write_recipe
 from prunec.reports import InspectReport, PruneReport, SourceRow
 from prunec.request import sources
+from prunec.scratch import Scratch
 from prunec.state import State, kept_state, state_key
 from prunec.summary import inspect_report, prune_report
 
@@ -296,7 +297,8 @@ class _Run:
             yield None
             return
         batches = self.calibrated.batches
-        with TorchStream(self.loaded.graph, self.loaded.weights, batches) as stream:
+        weights = self.loaded.weights
+        with TorchStream(self.loaded.graph, weights, batches, replaced=Scratch()) as stream:
             yield stream
 
     def _warn(self, found: tuple[Diagnostic, ...]) -> None:
