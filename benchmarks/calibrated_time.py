@@ -1,12 +1,14 @@
 """Wall time of calibrated pruning of SmolLM2-135M against one dense forward pass.
 
 Both see the same 64 windows of 512 tokens of WikiText-2 valid, four at a time, in float32, each in
-a process of its own with the same number of threads, in turns. `passes`: scoring by Wanda,
-least-squares refit and the stream of calibration data through the pruned model, as the report
-says (`seconds.prune`). `command`: all of `prunec prune --method wanda --restore ls --format hf`,
-from start to exit, with imports, tracing, tokenising and writing. `forward`: transformers' stock
+a process of its own with the same number of threads, in turns. `passes`: all that the method does
+with the calibration data, as the report says (`seconds.allocate` and `seconds.prune`: scores,
+widths, refit, and the stream through the pruned model). `command`: all of `prunec prune --method
+METHOD --restore ls --format hf`, from start to exit, with imports, tracing, tokenising and
+writing. `forward`: transformers' stock
 model over all tokens, logits of every position included, loading and one warm-up batch left out.
-Promised: the passes take at most 4 times as long as the forward pass.
+Promised: the passes take at most 4 times as long as the forward pass with `wanda`, and at most 6
+times with `auto`.
 
 The text is looked for in `../shared/data` beside the checkout, or in --data-dir.
 """
@@ -36,7 +38,7 @@ from common import (
 )
 from common import run as measured
 
-MOST = 4.0
+MOST = {"wanda": 4.0, "auto": 6.0}
 AT_ONCE = 2048
 """Tokens of a batch, as prunec takes them."""
 FORWARD = "--only-forward"
@@ -49,6 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     add("--data-dir", type=Path, help="folder of wikitext2-valid.txt [../shared/data]")
     add("--samples", type=int, default=64, metavar="N", help="windows [64]")
     add("--length", type=int, default=512, metavar="N", help="tokens in each [512]")
+    add("--method", choices=MOST, default="wanda", help="[wanda]")
+    add("--layout", default="uniform", help="[uniform]")
     add("--target", default="params=85%", help="[params=85%%]")
     add("--threads", type=int, default=cpus(), help="of both [all cores]")
     add("--repeat", type=int, default=3, metavar="N", help="turns [3]")
@@ -71,29 +75,32 @@ def run(arguments: Sequence[str] | None = None) -> Document:
         with tempfile.TemporaryDirectory(prefix="prunec-time-") as work:
             pruning = prunec(
                 *("prune", str(folder), "-o", Path(work) / "out", "--target", asked.target),
-                *("--method", "wanda", "--restore", "ls", "--calibration", text),
+                *("--method", asked.method, "--layout", asked.layout, "--restore", "ls"),
+                *("--calibration", text),
                 *("--calibration-samples", str(asked.samples)),
                 *("--calibration-length", str(asked.length), "--format", "hf", "--json"),
             )
             finished = measured(pruning, environment=shared).expect(0)
         parts = finished.json()["seconds"]
+        passes = parts.get("allocate", 0.0) + parts["prune"]
         rows.append(
             {
                 "forward": forward["forward"],
                 "forward_without_logits": forward["without_logits"],
-                "passes": parts["prune"],
+                "passes": passes,
                 "command": finished.seconds,
                 "parts": parts,
                 "peak_gb": round(finished.peak_rss / 1e9, 2),
             }
         )
-        say(f"passes {parts['prune']:.1f} s, command {finished.seconds:.1f} s")
+        say(f"passes {passes:.1f} s, command {finished.seconds:.1f} s")
     ratios = {
         f"{part}_over_forward": statistics.median(row[part] / row["forward"] for row in rows)
         for part in ("passes", "command")
     }
     return {
         "model": asked.model,
+        "method": asked.method,
         "tokens": asked.samples * asked.length,
         "threads": asked.threads,
         "command": command_line(prunec(*pruning[1:])),
@@ -104,7 +111,11 @@ def run(arguments: Sequence[str] | None = None) -> Document:
         },
         "ratio": ratios,
         "figures": figures(
-            Figure("passes, in dense forward passes", ratios["passes_over_forward"], most=MOST)
+            Figure(
+                "passes, in dense forward passes",
+                ratios["passes_over_forward"],
+                most=MOST[asked.method],
+            )
         ),
     }
 

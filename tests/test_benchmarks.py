@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SHARED = {
-    "common", "quality_page", "quality_plot", "quality_rows", "runtimes", "torch_pruning_llama",
+    "common", "quality_page", "quality_plot", "quality_rows", "random_llama", "runtimes",
+    "torch_pruning_llama",
 }  # fmt: skip
 COMMANDS = sorted(p for p in BENCHMARKS.glob("*.py") if p.stem not in SHARED)
 
@@ -125,8 +126,8 @@ def test_rows_that_are_done_are_kept(load: Any, tmp_path: Path) -> None:
 def test_the_made_model_is_what_its_configuration_says(load: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    large = load("large_magnitude")
-    folder = large._model(tmp_path, "tiny", "float16")
+    made = load("random_llama")
+    folder = made.random_llama(tmp_path, "tiny", "float16")
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

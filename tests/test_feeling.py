@@ -8,6 +8,7 @@ import torch
 from handmade import Builder
 
 from prunec.backends import torch_backward
+from prunec.backends.objective import shortened
 from prunec.backends.torch_feeling import loss_per_error
 
 
@@ -43,3 +44,22 @@ def test_what_the_loss_does_not_read_counts_nothing() -> None:
     found = loss_per_error(built.graph, built.weights, [batch], [dead.name, alive.name])
     assert found[alive.name] > 0
     assert found[dead.name] == 0
+
+
+def test_sequences_are_shortened_alike() -> None:
+    """A program of tokens loses the end of every sequence; one of features stays as it is."""
+    b = Builder()
+    tokens, other = b.tokens(23), b.input("batch", 4)
+    y = b.call("aten.embedding.default", b.weight(23, 4), tokens)
+    y = b.call("aten.add.Tensor", y, b.call("aten.unsqueeze.default", other, 1))
+    built = b.finish(b.linear(y, 23))
+    batch = {name: np.asarray(v) for name, v in built.inputs(2, 9).items()}
+    found = shortened(built.graph, batch, 5)
+    assert [x.shape for x in found.values()] == [(2, 5), (2, 4)]
+    np.testing.assert_array_equal(found["x0"], batch["x0"][:, :5])
+    assert [x.shape for x in shortened(built.graph, batch, 50).values()] == [(2, 9), (2, 4)]
+
+    plain = Builder()
+    built = plain.finish(plain.linear(plain.input("batch", "time", 6), 9))
+    batch = {name: np.asarray(v) for name, v in built.inputs(2, 9).items()}
+    assert shortened(built.graph, batch, 5)["x0"].shape == (2, 9, 6)

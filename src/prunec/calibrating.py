@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunec.backends.heap import trim
+from prunec.backends.spill import BUDGET
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.ir.graph import TensorType
 from prunec.loading import Loaded
@@ -51,6 +52,7 @@ class Calibrated:
 
     `labels` gives for every window, in the order of the batches, its place in `sources`. Sources
     are interleaved: some of the batches stand for all. `samples` are to measure each source on.
+    `budget` is how many bytes of activations may stay in memory while they run.
     """
 
     batches: tuple[Inputs, ...]
@@ -58,6 +60,7 @@ class Calibrated:
     sources: tuple[Share, ...] = ()
     labels: tuple[int, ...] = ()
     samples: tuple[Sample, ...] = ()
+    budget: int = BUDGET
 
     def describe(self) -> Mapping[str, Any]:
         return self.description

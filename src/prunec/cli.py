@@ -201,6 +201,13 @@ WRITE = "What to write"
 )
 @option("--seed", type=int, metavar="N", heading=HOW, help="For sampling and ties. [0]")
 @option(
+    "--activation-budget",
+    type=int,
+    metavar="MB",
+    heading=HOW,
+    help="Memory for activations while calibrating; what is beyond it goes to disk. [256]",
+)
+@option(
     "--format",
     "formats",
     metavar="NAME,...",

@@ -47,7 +47,7 @@ class PruneOptions:
     `allocate` and `restore` go before it.
     `calibration` is `none`, or sources with weights (see `frontends.mixture`). `auto`, None and
     empty `formats` leave a choice to `settle`. Empty `groups` means every role within blocks
-    that the layout and formats can hold.
+    that the layout and formats can hold. `activation_budget` is in megabytes.
     """
 
     model: str
@@ -58,6 +58,7 @@ class PruneOptions:
     calibration: str = AUTO
     calibration_samples: int | None = None
     calibration_length: int | None = None
+    activation_budget: int = 256
     formats: tuple[str, ...] = ()
     layout: str = "uniform"
     round_to: int = 1
@@ -160,6 +161,7 @@ class PruneOptions:
         yield from _positive("--round-to", self.round_to)
         yield from _positive("--calibration-samples", self.calibration_samples)
         yield from _positive("--calibration-length", self.calibration_length)
+        yield from _positive("--activation-budget", self.activation_budget)
         yield from _readable(self)
         yield from self._conflicts()
 

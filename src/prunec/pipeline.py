@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,12 @@ class _Run:
             return None
         known = load_calibration(self.state) if self.state is not None else None
         if known is not None:
-            return known
+            return replace(known, budget=self._budget)
         with self._timed("calibrate"):
             found = calibrate(self.loaded, self.options, self.progress)
         if self.state is not None:
             save_calibration(self.state, found)
-        return found
+        return replace(found, budget=self._budget)
 
     def from_target(self) -> Pruned:
         """Choose what stays so that the targets are met."""
@@ -240,7 +240,9 @@ class _Run:
         places = [p for group in choice.groups for p in gradient_places(coupling, group)]
         with self.progress.step("Measuring gradients"), self._timed("gradients"):
             batches = self.calibrated.batches
-            found = TorchGradients(coupling.graph, self.loaded.weights, batches).slopes(places)
+            found = TorchGradients(
+                coupling.graph, self.loaded.weights, batches, self.calibrated.budget
+            ).slopes(places)
         self.criterion = self.criterion.with_slopes(found)
         self.sloped = True
 
@@ -286,6 +288,11 @@ class _Run:
             self.seconds,
         )
 
+    @property
+    def _budget(self) -> int:
+        """Bytes of activations that may stay in memory."""
+        return self.options.activation_budget << 20
+
     def _scored_weights(self, stream: TorchStream | None) -> Weights:
         """Scores of stored values need no copy of them in the program's dtype."""
         weights, stored = self.loaded.weights, self.loaded.stored
@@ -298,7 +305,9 @@ class _Run:
             return
         batches = self.calibrated.batches
         weights = self.loaded.weights
-        with TorchStream(self.loaded.graph, weights, batches, replaced=Scratch()) as stream:
+        with TorchStream(
+            self.loaded.graph, weights, batches, self.calibrated.budget, replaced=Scratch()
+        ) as stream:
             yield stream
 
     def _warn(self, found: tuple[Diagnostic, ...]) -> None:

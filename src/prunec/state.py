@@ -63,7 +63,14 @@ class State:
 def state_key(options: PruneOptions, sha256: str) -> str:
     """What a state is of: everything that decides the result, and the hash of the model."""
     told = replace(
-        options, out=None, recipe=None, overwrite=False, verify=False, json=False, resume=True
+        options,
+        out=None,
+        recipe=None,
+        overwrite=False,
+        verify=False,
+        json=False,
+        resume=True,
+        activation_budget=0,
     )
     named = [f for path in told.calibration_files for f in (path, *sorted(path.rglob("*")))]
     files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in named]
