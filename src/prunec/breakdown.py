@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from prunec.backends.forward import Forward
 from prunec.calibrating import TOKENS, Sample
+from prunec.outputs import Outputs, SquaredError
 from prunec.progress import Progress
 from prunec.reports import SourceRow
 
@@ -34,7 +35,6 @@ Array = npt.NDArray[Any]
 Window = Mapping[str, Array]
 Windows = Sequence[tuple[int, Window]]
 """Windows of one row with the source of each."""
-Outputs = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,17 @@ def _losses(pruned: Pruned, windows: Windows, advance: Callable[[], None]) -> di
 
 def _errors(pruned: Pruned, windows: Windows, advance: Callable[[], None]) -> dict[int, Measured]:
     """Output errors: both programs side by side."""
-    sums = {source: _Error() for source, _ in windows}
+    sums = {source: SquaredError() for source, _ in windows}
+    counts = dict.fromkeys(sums, 0)
     dense, small = (_forward(pruned, side, windows) for side in (0, 1))
     for i, (source, window) in enumerate(windows):
         for wanted, found in zip(dense.pieces(i), small.pieces(i), strict=True):
             sums[source].add(wanted, found)
         tokens = window.get(TOKENS)
-        sums[source].count += 1 if tokens is None else tokens.size
+        counts[source] += 1 if tokens is None else tokens.size
         advance()
         advance()
-    return {s: Measured(OUTPUT_ERROR, 0.0, e.relative(), e.count) for s, e in sums.items()}
+    return {s: Measured(OUTPUT_ERROR, 0.0, math.sqrt(e.mean()), counts[s]) for s, e in sums.items()}
 
 
 def _forward(pruned: Pruned, side: int, windows: Windows) -> Forward:
@@ -156,22 +157,3 @@ def _counted(window: Window, written: Array) -> torch.Tensor:
         return torch.ones(len(written), dtype=torch.bool)
     read = torch.from_numpy(mask[0] != 0)
     return read & read.roll(1)
-
-
-class _Error:
-    """Squared differences of floating-point outputs, and squares of the dense ones."""
-
-    def __init__(self) -> None:
-        self.difference = self.norm = 0.0
-        self.count = 0
-
-    def add(self, dense: Outputs, small: Outputs) -> None:
-        for name, value in dense.items():
-            if not torch.is_floating_point(value):
-                continue
-            wanted, found = value.double(), small[name].double()
-            self.difference += float((found - wanted).square().sum())
-            self.norm += float(wanted.square().sum())
-
-    def relative(self) -> float:
-        return math.sqrt(self.difference / self.norm) if self.norm else math.nan

@@ -16,6 +16,7 @@ import torch
 from prunec.backends.forward import Forward
 from prunec.ir.axes import Selection, kept_positions
 from prunec.loading import Overlaid
+from prunec.outputs import Outputs, SquaredError
 from prunec.passes.compress import select
 from prunec.passes.coupling import Coupling, Group, Place
 from prunec.passes.profile import Array, Weights
@@ -25,7 +26,6 @@ __all__ = ["MaskedDivergence"]
 
 LOGITS = "logits"
 
-Outputs = Mapping[str, torch.Tensor]
 Inputs = Mapping[str, Array]
 
 
@@ -57,7 +57,7 @@ class MaskedDivergence:
         }
         masked = _Masked(self.coupling, self.weights, self.groups, selections)
         program = Forward(self.coupling.graph, Overlaid(self.weights, masked), self.windows)
-        total = _Logits() if _gives_logits(self.coupling) else _Errors()
+        total = _Logits() if _gives_logits(self.coupling) else SquaredError()
         for window in range(len(self.windows)):
             for dense, small in zip(self.dense.pieces(window), program.pieces(window), strict=True):
                 total.add(dense, small)
@@ -127,21 +127,3 @@ class _Logits:
 
     def mean(self) -> float:
         return self.total / self.count
-
-
-class _Errors:
-    """Squared differences of floating-point outputs, and squares of the dense ones."""
-
-    def __init__(self) -> None:
-        self.difference = self.norm = 0.0
-
-    def add(self, dense: Outputs, small: Outputs) -> None:
-        for name, value in dense.items():
-            if not torch.is_floating_point(value):
-                continue
-            wanted, found = value.double(), small[name].double()
-            self.difference += float((found - wanted).square().sum())
-            self.norm += float(wanted.square().sum())
-
-    def mean(self) -> float:
-        return self.difference / self.norm if self.norm else math.nan
