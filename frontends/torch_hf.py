@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers.exporters import exporter_dynamo  # fills the table of patches
+from transformers.exporters.utils import apply_patches
 
 from prunec.frontends.torch import Dynamic, Traced, trace
 from prunec.ir.diagnostics import fail
@@ -18,16 +20,25 @@ __all__ = ["example_inputs", "trace_hf"]
 BATCH, SEQUENCE, DECODER_SEQUENCE = "batch", "sequence", "decoder_sequence"
 
 
-def trace_hf(model: Any, *, extra_inputs: tuple[str, ...] = (), name: str | None = None) -> Traced:
+def trace_hf(
+    model: Any,
+    *,
+    extra_inputs: tuple[str, ...] = (),
+    name: str | None = None,
+    example: Mapping[str, Any] | None = None,
+    dynamic: Dynamic | None = None,
+) -> Traced:
     """Trace a `PreTrainedModel`, on the meta device or not, without a cache.
 
     Text models take `input_ids` and `attention_mask` of shape (batch, sequence), encoder-decoders
     also `decoder_input_ids`; vision models take `pixel_values` (batch, channels, height, width)
     of the configured size. `extra_inputs` adds further text inputs of the same shape, such as
-    `token_type_ids`. The model is left as it was found.
+    `token_type_ids`. Models that read anything else are given an `example`, and `dynamic` says
+    which of its dimensions vary. The model is left as it was found.
     """
-    example, dynamic = example_inputs(model, extra_inputs)
-    with _plain_outputs(model), _batched_experts(model):
+    if example is None:
+        example, dynamic = example_inputs(model, extra_inputs)
+    with _plain_outputs(model), _batched_experts(model), _patches():
         return trace(model, example, dynamic=dynamic, name=name or type(model).__name__)
 
 
@@ -123,6 +134,12 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
     finally:
         for c, field, value in saved:
             setattr(c, field, value)
+
+
+def _patches() -> AbstractContextManager[None]:
+    """What transformers itself replaces in its models while it exports them: loops over data, and
+    kernels that branch on sizes."""
+    return cast(AbstractContextManager[None], apply_patches("dynamo"))
 
 
 @contextmanager

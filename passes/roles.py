@@ -155,13 +155,13 @@ def _through_layer(graph: Graph, start: int, stop: int, target: str, layers: set
 def role_of(typing: Typing, evidence: Evidence, leaf: AxisId) -> str:
     """The role of an atom; `head` is settled by the caller, who knows its neighbours."""
     marks = typing.axes.marks(leaf)
-    if any(mark.kind == "index" for mark in marks):
+    votes = evidence.votes.get(leaf, Counter())
+    if any(mark.kind == "index" for mark in marks) and not votes:
         return "vocab"
     if any(mark.reason.startswith("graph output") for mark in marks) and not evidence.consumed.get(
         leaf
     ):
         return "output"
-    votes = evidence.votes.get(leaf, Counter())
     for role in ("head", "head_dim", "expert"):
         if votes[role]:
             return role

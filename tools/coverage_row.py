@@ -1,0 +1,216 @@
+"""What prunec can do with one small model, proven by law 1: a row of the coverage table.
+
+For every role the groups of the model lose a third of their indices at random, and the smaller
+program is compared with the dense one in which the same indices are zeroed wherever they occur:
+values are float32, contractions sum in float64, the largest absolute difference of an output is
+taken over the largest absolute value of that output, at two shapes.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from prunec.backends.interpreter import execute
+from prunec.backends.masked import execute_masked
+from prunec.checking import relative_difference
+from prunec.frontends.tensors import to_numpy
+from prunec.frontends.torch import Traced
+from prunec.frontends.torch_hf import trace_hf
+from prunec.ir.axes import Selection
+from prunec.ir.diagnostics import PrunecError
+from prunec.ir.dialects.aten import ATEN
+from prunec.loading import SlicedWeights
+from prunec.passes.couple import couple
+from prunec.passes.coupling import Coupling, Group, Pinned
+from prunec.passes.dce import dce
+from prunec.passes.rewrite import Rewritten, rewrite
+from specimen import NotBuilt, Specimen, specimen
+
+__all__ = ["ALLOWED", "ROLES", "Row", "coverage_of", "examine", "law", "quietly", "silent"]
+
+Row = dict[str, Any]
+ROLES = ("neuron", "query_head", "kv_head", "head_dim", "channel", "expert", "hidden")
+ALLOWED = 1e-5
+REMOVED = 1 / 3
+SHOWN = 6
+
+
+def quietly() -> None:
+    """No warnings of the libraries."""
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+
+
+def coverage_of(kind: str) -> Row:
+    """The row of a model type. What goes wrong stands in `status` and `reason`."""
+    start = time.perf_counter()
+    try:
+        found = specimen(kind)
+    except NotBuilt as error:
+        return {"model": kind, "status": "not built", "reason": str(error)}
+    row = {"model": kind, "task": found.task, "class": type(found.model).__name__}
+    row["build_seconds"] = round(time.perf_counter() - start, 3)
+    try:
+        return row | examine(found)
+    except Exception:  # a fault of ours, which must not end the run
+        return row | {"status": "crashed", "reason": traceback.format_exc()[-900:]}
+
+
+def examine(found: Specimen) -> Row:
+    """Trace, type and prune a specimen."""
+    start = time.perf_counter()
+    try:
+        traced = trace_hf(found.model, example=found.inputs, dynamic=found.dynamic)
+    except PrunecError as error:
+        (fact, *_) = error.diagnostics
+        return {"status": "not traced", "reason": fact.message, "where": fact.where}
+    row: Row = {"status": "traced", "trace_seconds": round(time.perf_counter() - start, 3)}
+    start = time.perf_counter()
+    coupling = couple(traced.graph, ATEN)
+    row["type_seconds"] = round(time.perf_counter() - start, 4)
+    row["nodes"] = len(traced.graph.ops)
+    row["fixed"] = [warning.message for warning in traced.warnings]
+    row["without_rule"] = dict(coupling.without_rule)
+    row |= _shares(coupling)
+    row["silent"] = silent(coupling)
+    weights = stored(found.model, traced)
+    feeds = _feeds(found)
+    row["program"] = _program(found, coupling, weights, feeds)
+    row["roles"] = {
+        role: _role(coupling, role, weights, feeds)
+        for role in (*ROLES, "feature")
+        if any(item.role == role for item in (*coupling.groups, *coupling.pinned))
+    }
+    return row
+
+
+def stored(model: Any, traced: Traced) -> dict[str, Any]:
+    """The values of all parameters of the program, by name."""
+    tensors = {**dict(model.named_parameters(remove_duplicate=False))}
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    return {k: to_numpy(v.detach()) for k, v in tensors.items()} | dict(traced.constants)
+
+
+def _feeds(found: Specimen) -> list[dict[str, Any]]:
+    """Inputs at the first shape, and at another where the model allows it."""
+    feeds = [found.inputs]
+    if found.resize is not None:
+        feeds.append(found.resize(3, 9))
+    return [{k: v for k, v in feed.items() if isinstance(v, torch.Tensor)} for feed in feeds]
+
+
+def _program(
+    found: Specimen, coupling: Coupling, weights: Mapping[str, Any], feeds: Sequence[Any]
+) -> Row:
+    """How far the traced program is from the model itself."""
+    worst = 0.0
+    names = [name for name, _ in coupling.graph.outputs]
+    for feed in feeds:
+        try:
+            with torch.no_grad():
+                wanted = found.model(**{**found.inputs, **feed})
+            (outputs,) = execute(coupling.graph, weights, [feed])
+        except Exception as error:  # any operation of the program or the model may refuse
+            return {"reason": f"{type(error).__name__}: {error}"[:300]}
+        pairs = {n: wanted[n] for n in names if isinstance(wanted, Mapping) and n in wanted}
+        worst = max(worst, relative_difference({n: outputs[n] for n in pairs}, pairs))
+    return {"difference": worst}
+
+
+# -- law 1 -----------------------------------------------------------------------------------
+
+
+def _role(
+    coupling: Coupling, role: str, weights: Mapping[str, Any], feeds: Sequence[Mapping[str, Any]]
+) -> Row:
+    groups = [g for g in coupling.groups if g.role == role and g.size > 1]
+    pins = [p for p in coupling.pinned if p.role == role and _in_weights(coupling, p)]
+    row: Row = {"groups": len(groups), "pinned": len(pins)}
+    if pins:
+        row["pins"] = [_pin(pin) for pin in pins[:SHOWN]]
+    if not groups:
+        return row
+    try:
+        row["difference"] = law(coupling, groups, weights, feeds)
+    except Exception as error:  # what goes wrong in a smaller program is what is looked for
+        row["error"] = f"{type(error).__name__}: {error}"[:300]
+    return row
+
+
+def _in_weights(coupling: Coupling, pin: Pinned) -> bool:
+    parameters = coupling.graph.parameters
+    return any(parameters[place.parameter].kind == "parameter" for place in pin.places)
+
+
+def _pin(pin: Pinned) -> Row:
+    places = [str(place) for place in pin.places[:3]]
+    return {"size": pin.size, "places": places, "reason": pin.reason, "where": pin.where}
+
+
+def law(
+    coupling: Coupling,
+    groups: Sequence[Group],
+    weights: Mapping[str, Any],
+    feeds: Sequence[Mapping[str, Any]],
+    seed: int = 0,
+) -> float:
+    """Largest relative difference of the pruned and the masked program."""
+    rng = np.random.default_rng(seed)
+    selections = {group.name: _some(coupling, group, rng) for group in groups}
+    rewritten = rewrite(coupling, selections)
+    rewritten = Rewritten(dce(rewritten.graph), rewritten.kept)
+    sliced = SlicedWeights(weights, rewritten.kept)
+    exact = {contraction.op for contraction in coupling.contractions}
+    found = execute(rewritten.graph, sliced, feeds, exact)
+    masked = execute_masked(coupling, selections, rewritten, weights, feeds, exact)
+    return max(relative_difference(a, b) for a, b in zip(found, masked, strict=True))
+
+
+def _some(coupling: Coupling, group: Group, rng: np.random.Generator) -> Selection:
+    """A random part of a group's indices, another one under each index of its parent."""
+    keep = max(1, min(group.size - 1, round(group.size * (1 - REMOVED))))
+    rows = coupling.by_name[group.parent].size if group.parent in coupling.by_name else 1
+    drawn = [np.sort(rng.choice(group.size, keep, replace=False)) for _ in range(rows)]
+    parent = group.parent if group.parent in coupling.by_name else None
+    return Selection(np.stack(drawn) if parent else drawn[0], parent)
+
+
+# -- nothing is left out ------------------------------------------------------------------------
+
+
+def _shares(coupling: Coupling) -> Row:
+    """Parameters, those that the program uses, and the share of these that lie in some group."""
+    reached = {p.parameter for g in coupling.groups if g.size > 1 for p in g.places}
+    used = {name for op in coupling.graph.ops for name in op.operands}
+    total = in_use = in_groups = 0
+    for parameter in coupling.graph.parameters.values():
+        if parameter.kind != "parameter":
+            continue
+        count = int(np.prod([d for d in parameter.type.shape if isinstance(d, int)]))
+        total += count
+        in_use += count * (parameter.ref in used)
+        in_groups += count * (parameter.ref in used and parameter.name in reached)
+    return {"parameters": total, "used": in_use, "reachable": in_groups / max(in_use, 1)}
+
+
+def silent(coupling: Coupling) -> list[str]:
+    """Dimensions of weights of layers that are neither in a group nor pinned with a reason."""
+    known = {
+        (place.parameter, place.dim)
+        for item in (*coupling.groups, *coupling.pinned)
+        for place in item.places
+    }
+    return [
+        f"{parameter.name}[{dim}]"
+        for parameter in coupling.graph.parameters.values()
+        for dim, size in enumerate(parameter.type.shape)
+        if size != 1 and (parameter.name, dim) not in known
+    ]

@@ -1,0 +1,229 @@
+"""Shrink the default configuration of any transformers model, by the role of a field's name.
+
+A field whose name says what it counts (layers, heads, widths, experts, tokens, positions, pixels)
+gets a small value; equal defaults of one role stay equal, so that what must agree still agrees, and
+the values of different roles share none, so that a wrong axis cannot hide. What the configuration
+computes by itself is left to it. `variants` gives the candidates in order, the awkward first: the
+caller builds and runs them and takes the first that works.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Variant", "shrunk", "variants"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to shrink: sizes by role. A tuple is dealt out to distinct defaults in order."""
+
+    name: str
+    heads: int = 6
+    kv_heads: int = 2
+    widths: tuple[int, ...] = (48, 72, 96, 120, 144, 168, 192, 216, 240, 264)
+    inner: tuple[int, ...] = (80, 112, 136, 152, 176, 184, 208, 224)
+    head_dim: int | None = 20
+    uneven: tuple[int, ...] = (1, 2, 3, 4, 6)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+EVEN = (64, 32, 128, 96, 160, 192, 224, 256, 288, 320)
+BY_64 = (64, 128, 192, 256, 320, 384, 448, 512, 576, 640)
+
+VARIANTS = (
+    Variant("awkward"),
+    Variant("plain head size", head_dim=None),
+    Variant("four heads", heads=4, widths=EVEN, inner=(80, 112, 144, 176), head_dim=None),
+    Variant("all heads alike", heads=4, kv_heads=4, widths=EVEN, head_dim=None),
+    Variant("no smaller heads", heads=1 << 20, kv_heads=1 << 20, widths=BY_64, head_dim=None),
+)
+
+VOCABULARY, POSITIONS, PIXELS, EXPERTS, LAYERS = 131, 64, 64, 4, 2
+
+# What a name says, the first that fits. A value is the most that a field may be; a callable
+# decides by the variant; a text names the pool that the value is dealt from.
+ROLES: tuple[tuple[str, Any], ...] = (
+    (r"vocab_size$|^vocab|num_codevectors|codebook_size$", VOCABULARY),
+    (r"nextn|mtp_layers|num_mem_blocks|shared_experts$", 1),
+    (r"first_k_dense|num_dense_layers|n_dense_layers", 1),
+    (r"(^|_)n?_?layers?$|^depth$|_depth$|num_blocks$|_blocks$|^n_layer|num_stages$", LAYERS),
+    (r"experts_per_tok|^top_k$|num_experts_per|moe_k$|moe_topk$|num_selected_experts", 2),
+    (r"topk_group", 1),
+    (r"(^|_)n_group$|num_expert_group|n_groups$|ngroups$|_groups$", 2),
+    (r"experts$|n_expert$|num_local_experts", EXPERTS),
+    (r"key_value|kv_heads|num_kv|multi_query_group|_key_heads|num_kv_", "kv_heads"),
+    (r"_heads$|n_heads?$|num_heads?$|attention_heads|n_head$|_nheads$", "heads"),
+    (r"q_lora_rank|query_lora", 36),
+    (r"lora_rank|_rank$|low_rank|rank_dim|lora_.*dim|.*_lora$", 28),
+    (r"nope_head_dim|qk_nope", 12),
+    (r"rope_head_dim|qk_rope", 8),
+    (r"v_head_dim|value_head_dim", 16),
+    (r"head_dim$|^d_kv$|kv_channels|head_size$|^d_head$|attention_head_size", "head_dim"),
+    (r"state_size|d_state|ssm_state", 10),
+    (r"chunk_size|chunk_length|block_size|window_size$|^sliding_window$|attention_window", 4),
+    (r"intermediate|ffn|mlp_(hidden|dim)|inner_(dim|size)|feed_?forward|^n_inner|d_inner|^d_ff$"
+     r"|expert_(dim|size)|mlp_size", "inner"),
+    (r"image_size|input_size$|^img_size|crop_size", PIXELS),
+    (r"position|n_ctx|max_seq|seq_len|context_length|max_length|n_positions|max_source|max_target"
+     r"|block_length", POSITIONS),
+    (r"num_queries|num_query|query_num|_tokens$|num_latents|num_labels_", 10),
+    (r"hidden|embed|dim$|dims$|width|d_model|d_embed|n_embd|channels$|hidden_size|embedding"
+     r"|_size$|features$|planes|filters|^d_|_channels", "widths"),
+)  # fmt: skip
+
+# Names that say size but are a kernel's, a number of colours or of classes, or a factor.
+LEFT = re.compile(
+    r"kernel|stride|patch|padding|dilation|num_labels|pad_|num_channels|in_channels$|in_chans"
+    r"|merge_size|temporal|downsample|upsample|scale|factor|ratio|multiplier|type_vocab"
+    r"|batch|pool|conv_pos|relative|bucket|version|num_mel|sampling|rate|feature_size|frame"
+    r"|conv_size|d_conv|num_codebooks|use_|rotary_dim$|input_channels|out_features|out_indices"
+    r"|max_window_layers|layer_norm|interval|freq|^num_channel"
+)
+TOKEN = re.compile(r"_token_id$|_token_index$|_token_ids$|_id$|_index$|token$|_ids$")
+
+
+def variants(config: Any) -> Iterator[Any]:
+    """Configurations of the same class, small ones, the awkward first."""
+    for variant in VARIANTS:
+        try:
+            yield shrunk(config, variant)
+        except Exception:  # a configuration checks its own fields, and raises what it likes
+            continue
+
+
+def shrunk(config: Any, variant: Variant, pools: _Pools | None = None) -> Any:
+    """A small configuration of the same class."""
+    return type(config)(**changes(config, variant, pools or _Pools(variant)))
+
+
+class _Pools:
+    """Deals values out: one for each distinct default of a role."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+        self.dealt: dict[str, dict[int, int]] = {}
+
+    def deal(self, pool: str, default: int) -> int:
+        values: tuple[int, ...] = getattr(self.variant, pool)
+        dealt = self.dealt.setdefault(pool, {})
+        if default not in dealt:
+            dealt[default] = values[min(len(dealt), len(values) - 1)]
+        return min(dealt[default], default)
+
+
+def changes(config: Any, variant: Variant, pools: _Pools) -> dict[str, Any]:
+    """The fields to build with, by name; nested configurations are shrunk with the same pools."""
+    found: dict[str, Any] = {}
+    computed = {f.name for f in _fields(config) if f.default is None}
+    names = [f.name for f in _fields(config)]
+    depth = next((v for n in names if (v := _depth(config, n))), None)
+    for name in names:
+        value = getattr(config, name, None)
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            found[name] = shrunk(value, variant, pools)
+        elif name == "rope_parameters" or value is None or isinstance(value, bool | str):
+            continue
+        elif isinstance(value, list | tuple):
+            smaller = _list(name, value, depth, pools)
+            if smaller is not None:
+                found[name] = smaller
+        elif isinstance(value, int):
+            smaller = _number(name, value, pools, own=name in computed)
+            if smaller is not None and smaller != value:
+                found[name] = smaller
+    return _deep_enough(found, config, names)
+
+
+def _fields(config: Any) -> list[dataclasses.Field[Any]]:
+    base = {"transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype"}
+    base |= {"chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id"}
+    return [f for f in dataclasses.fields(config) if f.init and f.name not in base]
+
+
+def _depth(config: Any, name: str) -> int | None:
+    value = getattr(config, name, None)
+    if not re.search(r"num_hidden_layers$|^n_layers?$|^num_layers$|^depth$|^encoder_layers$", name):
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(name: str, value: int, pools: _Pools, own: bool) -> int | None:
+    """A small value for a field; `own` says that the configuration would compute it itself."""
+    if TOKEN.search(name):
+        return _token(value) if value >= VOCABULARY else None
+    if LEFT.search(name) or value < 2:
+        return _patch(name, value)
+    for pattern, role in ROLES:
+        if not re.search(pattern, name):
+            continue
+        if own and role not in ("kv_heads", "head_dim"):
+            return None
+        if isinstance(role, int):
+            return min(value, role)
+        if role == "heads":
+            return min(value, pools.variant.heads)
+        if role == "kv_heads":
+            return min(value, pools.variant.kv_heads)
+        if role == "head_dim":
+            wide = pools.variant.head_dim
+            return (wide if own else min(wide or 8, value)) if wide or not own else None
+        return pools.deal(role, value)
+    return None
+
+
+def _patch(name: str, value: int) -> int | None:
+    if name == "patch_size" and value > 8:
+        return 16 if value % 14 else 14
+    if re.search(r"conv_pos_embeddings$|max_relative", name) and value > 16:
+        return 16
+    if name.endswith(("conv_pos_embedding_groups", "conv_pos_groups")):
+        return 4
+    return None
+
+
+def _token(value: int) -> int:
+    """Special tokens stay apart from one another."""
+    return 100 + value % 29
+
+
+def _list(name: str, value: Any, depth: int | None, pools: _Pools) -> Any | None:
+    """Lists by layer are cut so that every kind occurs; lists of sizes are shrunk one by one."""
+    items = list(value)
+    if not items or any(isinstance(v, dict | list | tuple) for v in items):
+        return None
+    if TOKEN.search(name) and all(isinstance(v, int) for v in items):
+        return [_token(v) if v >= VOCABULARY else v for v in items]
+    if depth is not None and len(items) == depth and depth > LAYERS:
+        return type(value)(_by_layer(items))
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in items):
+        return None
+    if re.search(r"^depths|layers|num_blocks|blocks$", name):
+        return type(value)([min(items[0], 2), *(min(v, 1) for v in items[1:])])
+    if re.search(r"_heads|num_heads", name):
+        steps = pools.variant.uneven
+        return type(value)(1 if v == 1 else steps[min(i + 1, 4)] for i, v in enumerate(items))
+    smaller = [_number(name, v, pools, own=False) for v in items]
+    return type(value)(v if s is None else s for v, s in zip(items, smaller, strict=True))
+
+
+def _by_layer(items: list[Any]) -> list[Any]:
+    kinds = list(dict.fromkeys(items))
+    return [kinds[i % len(kinds)] for i in range(max(LAYERS, len(kinds)))]
+
+
+def _deep_enough(found: dict[str, Any], config: Any, names: list[str]) -> dict[str, Any]:
+    """As many layers as there are kinds of them."""
+    cut = [
+        len(v)
+        for n, v in found.items()
+        if isinstance(v, list | tuple) and n in ("layer_types", "layers_block_type")
+    ]
+    for name in names:
+        if cut and _depth(config, name):
+            found[name] = max(cut)
+    return found
