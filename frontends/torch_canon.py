@@ -9,6 +9,7 @@ What they can rely on:
 - no device, layout, memory format or pinning; factory operations state their dtype;
 - dimensions count from 0 and are stated, also where the default was meant;
 - `squeeze` names dimensions that it does drop, so that one that shrinks to 1 later stays;
+- indexing with consecutive numbers that the code states is a slice;
 - `aten.slice.Tensor` has five arguments; an end of None means "to the end"; start and end of a
   static dimension are never negative;
 - the scale of `scaled_dot_product_attention` is explicit.
@@ -20,6 +21,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from prunec.ir.graph import Arg, Attr, Ref, TensorType
 
@@ -34,7 +38,8 @@ _FACTORIES = ("arange", "full", "zeros", "ones", "empty", "new_", "scalar_tensor
 
 @dataclass(frozen=True)
 class Call:
-    """An operation before it becomes an `Op`. `operand` gives the type of a value by name."""
+    """An operation before it becomes an `Op`. `operand` gives the type of a value by name,
+    `constant` the numbers of one that is written into the code."""
 
     name: str
     args: tuple[Arg, ...]
@@ -42,6 +47,9 @@ class Call:
     types: tuple[TensorType, ...]
     operand: Callable[[str], TensorType | None]
     schema: Any = field(default=None, compare=False)
+    constant: Callable[[str], npt.NDArray[Any] | None] = field(
+        default=lambda _: None, compare=False
+    )
 
     def arg(self, position: int, default: Arg = None) -> Arg:
         return self.args[position] if position < len(self.args) else default
@@ -202,6 +210,25 @@ def _select(call: Call) -> Call | Ref:
     return replace(call, args=(source, dim, index + extent)) if isinstance(extent, int) else call
 
 
+def _index(call: Call) -> Call | Ref:
+    """Indices that the code states one after the other are a slice."""
+    source, given = call.args[:2]
+    known = call.type_of(source)
+    assert isinstance(given, tuple)
+    at = [(dim, index) for dim, index in enumerate(given) if index is not None]
+    if known is None or len(at) != 1 or not isinstance(at[0][1], Ref):
+        return call
+    dim, index = at[0]
+    extent, values = known.shape[dim], call.constant(index.name)
+    if values is None or values.dtype.kind != "i" or values.ndim != 1 or isinstance(extent, str):
+        return call
+    values = np.where(values < 0, values + extent, values)
+    if not values.size or (np.diff(values) != 1).any():
+        return call
+    args = (source, dim, int(values[0]), int(values[-1]) + 1)
+    return _slice(replace(call, name="aten.slice.Tensor", args=args, schema=None))
+
+
 def _reversed(call: Call) -> Call | Ref:
     """`x.T`: all dimensions in reverse order."""
     known = call.type_of(call.args[0])
@@ -350,6 +377,7 @@ RULES: Mapping[str, Rule] = {
     "aten.squeeze.dims": _squeezed,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _narrow,
+    "aten.index.Tensor": _index,
     "aten.select.int": _select,
     "aten.slice_scatter.default": _slice_scatter,
     "aten.scaled_dot_product_attention.default": _attention,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.exporters import exporter_dynamo  # fills the table of patches
+from transformers.exporters import exporter_dynamo  # noqa: F401  fills the table of patches
 from transformers.exporters.utils import apply_patches
 
 from prunec.frontends.torch import Dynamic, Traced, trace
 from prunec.ir.diagnostics import fail
+from prunec.ir.graph import Graph
 
 __all__ = ["example_inputs", "trace_hf"]
 
@@ -39,7 +41,32 @@ def trace_hf(
     if example is None:
         example, dynamic = example_inputs(model, extra_inputs)
     with _plain_outputs(model), _batched_experts(model), _patches():
-        return trace(model, example, dynamic=dynamic, name=name or type(model).__name__)
+        traced = trace(model, example, dynamic=dynamic, name=name or type(model).__name__)
+    return replace(traced, graph=_without_states(traced.graph))
+
+
+def _without_states(graph: Graph) -> Graph:
+    """The program without outputs that are inner states: other outputs are computed from them, and
+    they stand in the output of an inner model or have a value for every position."""
+    behind = _ancestors(graph)
+    kept = tuple(
+        (name, value)
+        for name, value in graph.outputs
+        if not any(value in behind[other] for _, other in graph.outputs if other != value)
+        or not ("_output_" in name or len(graph.types[value].shape) > 2)
+    )
+    return replace(graph, outputs=kept) if kept != graph.outputs else graph
+
+
+def _ancestors(graph: Graph) -> dict[str, frozenset[str]]:
+    """For each output the outputs that it is computed from."""
+    outputs = {value for _, value in graph.outputs}
+    found: dict[str, frozenset[str]] = {}
+    for op in graph.ops:
+        behind = frozenset[str]().union(*(found.get(name, frozenset()) for name in op.operands))
+        behind |= outputs.intersection(op.operands)
+        found |= dict.fromkeys(op.results, behind)
+    return {value: found.get(value, frozenset()) for value in outputs}
 
 
 def example_inputs(

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.frontends.tensors import to_numpy
 from prunec.frontends.torch_canon import Call, canonical
+from prunec.frontends.torch_fold import folded
 from prunec.frontends.torch_inplace import rename_in_place
 from prunec.frontends.torch_symbols import Symbols, name_symbols
 from prunec.ir.diagnostics import Diagnostic, fail
@@ -103,12 +104,15 @@ class _Importer:
         self.parameters: dict[str, Parameter] = {}
         self.constants: dict[str, npt.NDArray[Any]] = {}
         self.ops: list[Op] = []
+        self.folded = folded(program)
 
     def run(self, name: str) -> Graph:
         self._declare_stored()
         self._placeholders()
         for node in self.program.graph.nodes:
-            if node.op == "call_function":
+            if node in self.folded:
+                self._fold(node)
+            elif node.op == "call_function":
                 self._call(node)
         outputs = self._outputs()
         ops = _live(self.ops, [value for _, value in outputs])
@@ -184,6 +188,15 @@ class _Importer:
             )
         self.constants[name] = to_numpy(tensor)
 
+    def _fold(self, node: fx.Node) -> None:
+        """A value that is computed once, if anything else needs it."""
+        if all(user in self.folded for user in node.users):
+            return
+        name = f"constant_{node.name}"
+        self._declare(Parameter(name, self._type(node.meta["val"]), "constant"))
+        self.env[node] = Ref("@" + name)
+        self.constants[name] = to_numpy(self.folded[node])
+
     def _call(self, node: fx.Node) -> None:
         target = node.target
         value = node.meta.get("val")
@@ -211,6 +224,7 @@ class _Importer:
             types=types,
             operand=self.types.get,
             schema=overload._schema if overload is not None else None,
+            constant=lambda ref: self.constants.get(ref[1:]),
         )
         found = canonical(call)
         if isinstance(found, Ref):

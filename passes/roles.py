@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prunec.ir.graph import Graph
+from prunec.ir.graph import Graph, Op, Ref
 from prunec.ir.infer import Contraction, Typing
 from prunec.ir.unify import AxisId
 
@@ -35,14 +35,28 @@ class Evidence:
 
 
 def sources(graph: Graph) -> dict[str, str | None]:
-    """For values computed from one parameter alone: that parameter; for those from inputs: None."""
+    """For values computed from one parameter alone: that parameter; for those from inputs: None.
+
+    Whole matrices that data choose out of a stack, such as the weights of experts, count as the
+    parameter; rows, such as embedded tokens, do not.
+    """
     found: dict[str, str | None] = {p.ref: p.name for p in graph.parameters.values()}
     found |= {value.name: None for value in graph.inputs}
     for op in graph.ops:
-        behind = {found.get(name) for name in op.operands if name in found}
+        operands = _chosen_from(graph, op) or op.operands
+        behind = {found.get(name) for name in operands if name in found}
         origin = behind.pop() if len(behind) == 1 else None
         found |= dict.fromkeys(op.results, origin)
     return found
+
+
+def _chosen_from(graph: Graph, op: Op) -> tuple[str, ...]:
+    """The stack out of which an operation chooses matrices, if it does that."""
+    source = op.args[0] if op.args else None
+    if not op.name.startswith(("aten.index.", "aten.index_select.")) or not isinstance(source, Ref):
+        return ()
+    indexed = [i for i in op.args[1] if i is not None] if isinstance(op.args[1], tuple) else [0]
+    return (source.name,) if len(graph.types[source.name].shape) - len(indexed) >= 2 else ()
 
 
 def gather(typing: Typing) -> Evidence:

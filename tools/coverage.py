@@ -100,7 +100,9 @@ def _apart(work: Any, kind: str, seconds: float, gigabytes: float) -> Row:
     """The result of `work(kind)` in a process of its own, which is ended when it takes too much."""
     context = multiprocessing.get_context("fork")  # what was imported need not be imported again
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_limited, args=(work, kind, gigabytes, theirs))
+    process = context.Process(
+        target=_limited, args=(work, kind, gigabytes, theirs), daemon=True
+    )
     process.start()
     theirs.close()
     try:

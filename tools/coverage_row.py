@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def examine(found: Specimen) -> Row:
     """Trace, type and prune a specimen."""
     start = time.perf_counter()
     try:
-        traced = trace_hf(found.model, example=found.inputs, dynamic=found.dynamic)
+        traced, found = _traced(found)
     except PrunecError as error:
         (fact, *_) = error.diagnostics
         return {"status": "not traced", "reason": fact.message, "where": fact.where}
@@ -77,7 +78,7 @@ def examine(found: Specimen) -> Row:
     coupling = couple(traced.graph, ATEN)
     row["type_seconds"] = round(time.perf_counter() - start, 4)
     row["nodes"] = len(traced.graph.ops)
-    row["fixed"] = [warning.message for warning in traced.warnings]
+    row["static"] = found.resize is None
     row["without_rule"] = dict(coupling.without_rule)
     row |= _shares(coupling)
     row["silent"] = silent(coupling)
@@ -90,6 +91,14 @@ def examine(found: Specimen) -> Row:
         if any(item.role == role for item in (*coupling.groups, *coupling.pinned))
     }
     return row
+
+
+def _traced(found: Specimen) -> tuple[Traced, Specimen]:
+    """A model that fixes dimensions is traced at the sizes of its example."""
+    traced = trace_hf(found.model, example=found.inputs, dynamic=found.dynamic)
+    if not traced.warnings:
+        return traced, found
+    return trace_hf(found.model, example=found.inputs), replace(found, dynamic={}, resize=None)
 
 
 def stored(model: Any, traced: Traced) -> dict[str, Any]:

@@ -104,6 +104,7 @@ RULES: dict[str, Rule] = {
         entries.channel_norm,
     ),
     "aten.group_norm": entries.group_norm,
+    "aten._weight_norm": entries.weight_norm,
     **dict.fromkeys(
         ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"), contract.convolution
     ),
@@ -129,6 +130,7 @@ RULES: dict[str, Rule] = {
     "aten.select": parts.select,
     "aten.unbind": parts.unbind,
     "aten.slice": parts.slice_,
+    "aten.slice_scatter": parts.slice_scatter,
     "aten.narrow": parts.narrow,
     **dict.fromkeys(
         ("aten.split", "aten.chunk", "aten.split_with_sizes", "aten.tensor_split"), parts.split

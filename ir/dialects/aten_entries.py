@@ -30,6 +30,7 @@ __all__ = [
     "topk",
     "triangle",
     "vector_norm",
+    "weight_norm",
 ]
 
 
@@ -193,3 +194,13 @@ def group_norm(t: Typing, op: Op) -> list[Dims]:
     if groups > 1:
         t.literal((1,), pair[0])
     return [x]
+
+
+def weight_norm(t: Typing, op: Op) -> list[Dims]:
+    """A direction divided by its norm over all dimensions but one, times a length."""
+    direction, length = t.of(op.args[0]), t.of(op.args[1])
+    kept = dim_of(argument(op, 2, "dim", 0), len(direction))
+    for d, axis in enumerate(direction):
+        if d != kept:
+            t.norm(axis)
+    return [t.unify(direction, length)]

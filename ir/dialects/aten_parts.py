@@ -18,6 +18,7 @@ __all__ = [
     "pixel_unshuffle",
     "select",
     "slice_",
+    "slice_scatter",
     "split",
     "stack",
     "unbind",
@@ -51,8 +52,12 @@ def slice_(t: Typing, op: Op) -> list[Dims]:
     step = argument(op, 4, "step", 1)
     size = t.axes.size(x[d])
     static = isinstance(t.graph.types[cast(Ref, op.args[0]).name].shape[d], int)
-    bounds = _bounds(start, end, size) if static and step == 1 else None
-    if bounds is None:
+    bounds = _bounds(start, end, size) if static else None
+    strided = None if bounds is None or step == 1 else _strided(t, x[d], bounds, cast(int, step))
+    if strided is not None:
+        x[d] = strided
+        return [x]
+    if bounds is None or step != 1:
         t.axes.pin(x[d], f"`{op.name}` with a step or bounds known at run time")
         x[d] = t.fresh(op.types[0].shape[d : d + 1], "part of a strided or dynamic slice")[0]
         return [x]
@@ -62,9 +67,43 @@ def slice_(t: Typing, op: Op) -> list[Dims]:
     return [x]
 
 
+def _strided(t: Typing, axis: AxisId, bounds: tuple[int, int], step: int) -> AxisId | None:
+    """Every other index (`x[..., 1::2]`): one index of the inner factor of a product."""
+    size = t.axes.size(axis)
+    if size % step or bounds[0] >= step or bounds[1] <= size - step + bounds[0]:
+        return None
+    pair = t.axes.split(axis, size // step)
+    if pair is None:
+        return None
+    t.axes.pin(pair[1], "one index of it is selected by number")
+    return pair[0]
+
+
+def slice_scatter(t: Typing, op: Op) -> list[Dims] | None:
+    """Writes a value over a part of another one."""
+    x, source = list(t.of(op.args[0])), list(t.of(op.args[1]))
+    d = dim_of(argument(op, 2, "dim", 0), len(x))
+    given = argument(op, 3, "start"), argument(op, 4, "end")
+    static = isinstance(op.types[0].shape[d], int)
+    bounds = _bounds(*given, t.axes.size(x[d])) if static else None
+    if bounds is None or argument(op, 5, "step", 1) != 1:
+        return None
+    part = list(x)
+    if bounds != (0, t.axes.size(x[d])):
+        part[d] = _slice_static(t, op, x[d], bounds, given, position=3)
+    t.unify(part, source)
+    return [x]
+
+
 def _slice_static(
-    t: Typing, op: Op, axis: AxisId, bounds: tuple[int, int], given: tuple[Arg, Arg]
+    t: Typing,
+    op: Op,
+    axis: AxisId,
+    bounds: tuple[int, int],
+    given: tuple[Arg, Arg],
+    position: int = 2,
 ) -> AxisId:
+    """The part of an axis between two bounds, which stand at `position` and behind."""
     first, last = bounds
     size = t.axes.size(axis)
     before, rest = t.axes.cut(axis, first) or (None, None) if first else (t.axes.sum([]), axis)
@@ -77,8 +116,8 @@ def _slice_static(
             return _uncut(t, op, axis, last - first)
         middle, after = pair
     assert after is not None
-    _bound_literal(t, op, 2, "start", given[0], [before], [middle, after])
-    _bound_literal(t, op, 3, "end", given[1], [before, middle], [after])
+    _bound_literal(t, op, position, "start", given[0], [before], [middle, after])
+    _bound_literal(t, op, position + 1, "end", given[1], [before, middle], [after])
     return middle
 
 
