@@ -479,6 +479,29 @@ def slices(b: Builder) -> tuple[Ref, ...]:
     return b.down(head), b.down(tail), b.down(rows)
 
 
+def interleaved(b: Builder) -> Ref:
+    """Even and odd indices, as interleaved rotary embeddings take them."""
+    x = b.up(12)
+    even, odd = (b.call("aten.slice.Tensor", x, 2, i, None, 2) for i in (0, 1))
+    third = b.call("aten.slice.Tensor", b.up(18), 2, 1, None, 3)
+    return b.down(b.call("aten.add.Tensor", b.call("aten.mul.Tensor", even, odd), third))
+
+
+def slice_scatter(b: Builder) -> tuple[Ref, ...]:
+    name = "aten.slice_scatter.default"
+    first = b.call(name, b.up(12), b.up(4), 2, 0, 4)
+    inner = b.call(name, b.up(11), b.up(5), 2, 2, 7)
+    return b.down(first), b.down(inner), b.down(b.call(name, b.up(10), b.up(10), 2))
+
+
+def weight_norm(b: Builder) -> Ref:
+    """One layer by its outputs, the next by its inputs."""
+    first = b.call("aten._weight_norm.default", b.weight(8, 12), b.weight(8, 1), 0)
+    second = b.call("aten._weight_norm.default", b.weight(3, 8), b.weight(1, 8), 1)
+    y = b.call("aten.linear.default", b.up(12), first)
+    return b.call("aten.linear.default", y, second)
+
+
 def narrow(b: Builder) -> tuple[Ref, ...]:
     x = b.up(12)
     parts = [b.call("aten.narrow.default", x, 2, start, n) for start, n in ((0, 3), (3, 4))]
@@ -634,6 +657,7 @@ CASES: dict[str, Case] = {
     "aten.layer_norm": case(layer_norm, 12, 2, 4),
     "aten.rms_norm": case(rms_norm, 12),
     "aten.group_norm": case(group_norm, 3, 4, 8),
+    "aten._weight_norm": case(weight_norm, 8, 12),
     # pools and other spatial operations
     "aten.max_pool1d": on_space(1, "aten.max_pool1d.default", (2,)),
     "aten.avg_pool1d": on_space(1, "aten.avg_pool1d.default", (2,)),
@@ -786,7 +810,8 @@ CASES: dict[str, Case] = {
     # parts
     "aten.select": case(select, 4),
     "aten.unbind": case(unbind, 4),
-    "aten.slice": case(slices, 4, 8, 2, 6),
+    "aten.slice": both(case(slices, 4, 8, 2, 6), case(interleaved, 6)),
+    "aten.slice_scatter": case(slice_scatter, 4, 8, 2, 5, 4, 10),
     "aten.narrow": case(narrow, 3, 4, 5),
     "aten.split": case(parts("aten.split.Tensor", 4), 4),
     "aten.chunk": case(parts("aten.chunk.default", 3), 4),

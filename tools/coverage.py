@@ -19,10 +19,12 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from coverage_page import mark, write_pages
 
 Row = dict[str, Any]
 
@@ -44,8 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--write", type=Path, metavar="FOLDER", help="render the pages")
     asked = options.parse_args(arguments)
     if asked.write:
-        from coverage_page import write_pages
-
         write_pages(list(read(asked.state).values()), asked.write)
         return
     _run(asked)
@@ -100,9 +100,7 @@ def _apart(work: Any, kind: str, seconds: float, gigabytes: float) -> Row:
     """The result of `work(kind)` in a process of its own, which is ended when it takes too much."""
     context = multiprocessing.get_context("fork")  # what was imported need not be imported again
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_limited, args=(work, kind, gigabytes, theirs), daemon=True
-    )
+    process = context.Process(target=_limited, args=(work, kind, gigabytes, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -128,21 +126,8 @@ def told(row: Row) -> str:
     """A row as one line."""
     if "roles" not in row:
         return f"{row['model']:28} {row['status']}: {row.get('reason', '')[:120]}"
-    roles = " ".join(f"{role}:{mark(found)}" for role, found in row["roles"].items())
+    roles = " ".join(f"{role}:{mark(held)}" for role, held in row["roles"].items())
     return f"{row['model']:28} {row['seconds']:5.1f} s {row['reachable']:.2f}  {roles}"
-
-
-def mark(role: Row) -> str:
-    """`ok`, `FAIL`, `pinned` or `part`, for a role of a row."""
-    if role.get("error") or role.get("difference", 0.0) > 1e-5:
-        return "FAIL"
-    if not role["groups"]:
-        return "pinned" if role["pinned"] else "-"
-    return "part" if role["pinned"] else "ok"
-
-
-def each(rows: Iterable[Row], status: str) -> list[Row]:
-    return [row for row in rows if row["status"] == status]
 
 
 if __name__ == "__main__":

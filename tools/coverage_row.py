@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from specimen import NotBuilt, Specimen, specimen
+from transformers.utils import logging
 
 from prunec.backends.interpreter import execute
 from prunec.backends.masked import execute_masked
@@ -33,13 +34,11 @@ from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling, Group, Pinned
 from prunec.passes.dce import dce
 from prunec.passes.rewrite import Rewritten, rewrite
-from specimen import NotBuilt, Specimen, specimen
 
-__all__ = ["ALLOWED", "ROLES", "Row", "coverage_of", "examine", "law", "quietly", "silent"]
+__all__ = ["ROLES", "Row", "coverage_of", "examine", "law", "quietly", "silent"]
 
 Row = dict[str, Any]
 ROLES = ("neuron", "query_head", "kv_head", "head_dim", "channel", "expert", "hidden")
-ALLOWED = 1e-5
 REMOVED = 1 / 3
 SHOWN = 6
 
@@ -47,7 +46,7 @@ SHOWN = 6
 def quietly() -> None:
     """No warnings of the libraries."""
     warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def coverage_of(kind: str) -> Row:
@@ -57,7 +56,7 @@ def coverage_of(kind: str) -> Row:
         found = specimen(kind)
     except NotBuilt as error:
         return {"model": kind, "status": "not built", "reason": str(error)}
-    row = {"model": kind, "task": found.task, "class": type(found.model).__name__}
+    row: Row = {"model": kind, "task": found.task, "class": type(found.model).__name__}
     row["build_seconds"] = round(time.perf_counter() - start, 3)
     try:
         return row | examine(found)
@@ -85,10 +84,9 @@ def examine(found: Specimen) -> Row:
     weights = stored(found.model, traced)
     feeds = _feeds(found)
     row["program"] = _program(found, coupling, weights, feeds)
+    roles = {g.role for g in coupling.groups} | {p.role for p in coupling.pinned}
     row["roles"] = {
-        role: _role(coupling, role, weights, feeds)
-        for role in (*ROLES, "feature")
-        if any(item.role == role for item in (*coupling.groups, *coupling.pinned))
+        role: _role(coupling, role, weights, feeds) for role in (*ROLES, "feature") if role in roles
     }
     return row
 
@@ -141,7 +139,7 @@ def _role(
     coupling: Coupling, role: str, weights: Mapping[str, Any], feeds: Sequence[Mapping[str, Any]]
 ) -> Row:
     groups = [g for g in coupling.groups if g.role == role and g.size > 1]
-    pins = [p for p in coupling.pinned if p.role == role and _in_weights(coupling, p)]
+    pins = [p for p in coupling.pinned if p.role == role and _counts(coupling, p)]
     row: Row = {"groups": len(groups), "pinned": len(pins)}
     if pins:
         row["pins"] = [_pin(pin) for pin in pins[:SHOWN]]
@@ -154,9 +152,16 @@ def _role(
     return row
 
 
-def _in_weights(coupling: Coupling, pin: Pinned) -> bool:
+# What no pruner could take: the model's own interface, and the windows of kernels.
+INHERENT = ("graph input", "graph output", "a spatial dimension")
+
+
+def _counts(coupling: Coupling, pin: Pinned) -> bool:
+    """Whether a pin is of a weight, and for another reason than what the axis is."""
     parameters = coupling.graph.parameters
-    return any(parameters[place.parameter].kind == "parameter" for place in pin.places)
+    return not pin.reason.startswith(INHERENT) and any(
+        parameters[place.parameter].kind == "parameter" for place in pin.places
+    )
 
 
 def _pin(pin: Pinned) -> Row:
@@ -212,11 +217,8 @@ def _shares(coupling: Coupling) -> Row:
 
 def silent(coupling: Coupling) -> list[str]:
     """Dimensions of weights of layers that are neither in a group nor pinned with a reason."""
-    known = {
-        (place.parameter, place.dim)
-        for item in (*coupling.groups, *coupling.pinned)
-        for place in item.places
-    }
+    held = [g.places for g in coupling.groups] + [p.places for p in coupling.pinned]
+    known = {(place.parameter, place.dim) for places in held for place in places}
     return [
         f"{parameter.name}[{dim}]"
         for parameter in coupling.graph.parameters.values()

@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Variant", "shrunk", "variants"]
+__all__ = ["Variant", "variants"]
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,22 @@ class Variant:
     inner: tuple[int, ...] = (80, 112, 136, 152, 176, 184, 208, 224)
     head_dim: int | None = 20
     uneven: tuple[int, ...] = (1, 2, 3, 4, 6)
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    fill: bool = False
 
 
 EVEN = (64, 32, 128, 96, 160, 192, 224, 256, 288, 320)
 BY_64 = (64, 128, 192, 256, 320, 384, 448, 512, 576, 640)
 
-VARIANTS = (
+PLAIN = (
     Variant("awkward"),
     Variant("plain head size", head_dim=None),
+    Variant("double head size", head_dim=16),
     Variant("four heads", heads=4, widths=EVEN, inner=(80, 112, 144, 176), head_dim=None),
     Variant("all heads alike", heads=4, kv_heads=4, widths=EVEN, head_dim=None),
     Variant("no smaller heads", heads=1 << 20, kv_heads=1 << 20, widths=BY_64, head_dim=None),
 )
+# then with values for fields that have none
+VARIANTS = (*PLAIN, *(replace(variant, fill=True) for variant in PLAIN))
 
 VOCABULARY, POSITIONS, PIXELS, EXPERTS, LAYERS = 131, 64, 64, 4, 2
 
@@ -60,6 +63,7 @@ ROLES: tuple[tuple[str, Any], ...] = (
     (r"_heads$|n_heads?$|num_heads?$|attention_heads|n_head$|_nheads$", "heads"),
     (r"q_lora_rank|query_lora", 36),
     (r"lora_rank|_rank$|low_rank|rank_dim|lora_.*dim|.*_lora$", 28),
+    (r"rotary_dim$", 4),
     (r"nope_head_dim|qk_nope", 12),
     (r"rope_head_dim|qk_rope", 8),
     (r"v_head_dim|value_head_dim", 16),
@@ -81,24 +85,79 @@ LEFT = re.compile(
     r"kernel|stride|patch|padding|dilation|num_labels|pad_|num_channels|in_channels$|in_chans"
     r"|merge_size|temporal|downsample|upsample|scale|factor|ratio|multiplier|type_vocab"
     r"|batch|pool|conv_pos|relative|bucket|version|num_mel|sampling|rate|feature_size|frame"
-    r"|conv_size|d_conv|num_codebooks|use_|rotary_dim$|input_channels|out_features|out_indices"
+    r"|conv_size|d_conv|num_codebooks|use_|input_channels|out_features|out_indices"
     r"|max_window_layers|layer_norm|interval|freq|^num_channel"
 )
 TOKEN = re.compile(r"_token_id$|_token_index$|_token_ids$|_id$|_index$|token$|_ids$")
 
 
-def variants(config: Any) -> Iterator[Any]:
-    """Configurations of the same class, small ones, the awkward first."""
-    for variant in VARIANTS:
-        try:
-            yield shrunk(config, variant)
-        except Exception:  # a configuration checks its own fields, and raises what it likes
+Changes = dict[tuple[str, ...], Any]
+"""New values by the path of a field through nested configurations."""
+
+
+def variants(config: Any, exceptions: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    """Configurations of the same class, small ones, the awkward first.
+
+    After the variants come repairs of the first one: one change left out at a time. `exceptions`
+    holds values by dotted path that cannot be found blindly.
+    """
+    fixed = {tuple(path.split(".")): value for path, value in (exceptions or {}).items()}
+    whole = [changes(config, variant, _Pools(variant)) for variant in VARIANTS]
+    for found in whole:
+        yield from _built(config, found | fixed)
+    for found in whole[:2]:
+        for path in found:
+            yield from _built(config, {k: v for k, v in found.items() if k != path} | fixed)
+
+
+def _built(config: Any, found: Changes) -> Iterator[Any]:
+    try:
+        yield _sections(build(config, found), config, found)
+    except Exception:  # a configuration checks its own fields, and raises what it likes
+        return
+
+
+def build(config: Any, found: Changes) -> Any:
+    """A configuration of the same class with other values."""
+    here = {path[0]: value for path, value in found.items() if len(path) == 1}
+    for name in dict.fromkeys(path[0] for path in found if len(path) > 1):
+        inner = {path[1:]: value for path, value in found.items() if path[0] == name and path[1:]}
+        here[name] = build(_value(config, name), inner)
+    return type(config)(**here)
+
+
+def _sections(small: Any, config: Any, found: Changes) -> Any:
+    """Rotary sections must add up to half of a head, which is known once the sizes are."""
+    again = {}
+    for path, held in _nested(small, ()):
+        rope = _value(held, "rope_parameters")
+        optional = "mrope_section" in getattr(held, "ignore_keys_at_rope_validation", ())
+        if not isinstance(rope, dict) or not (optional or "mrope_section" in rope):
             continue
+        heads = _value(held, "num_attention_heads") or 1
+        width = _value(held, "head_dim") or held.hidden_size // heads
+        half = int(width * rope.get("partial_rotary_factor", 1.0)) // 2
+        parts = len(rope.get("mrope_section") or (0, 0, 0))
+        first = half - (parts - 1) * (half // parts)
+        sections = [first, *[half // parts] * (parts - 1)]
+        again[(*path, "rope_parameters")] = {**rope, "mrope_section": sections}
+    return build(config, found | again) if again else small
 
 
-def shrunk(config: Any, variant: Variant, pools: _Pools | None = None) -> Any:
-    """A small configuration of the same class."""
-    return type(config)(**changes(config, variant, pools or _Pools(variant)))
+def _nested(config: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, config
+    for field_ in _fields(config):
+        value = _value(config, field_.name)
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            yield from _nested(value, (*path, field_.name))
+
+
+def _value(config: Any, name: str) -> Any:
+    """A field; configurations that differ by layer refuse to give some of theirs."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return vars(config).get(name)
 
 
 class _Pools:
@@ -116,27 +175,33 @@ class _Pools:
         return min(dealt[default], default)
 
 
-def changes(config: Any, variant: Variant, pools: _Pools) -> dict[str, Any]:
-    """The fields to build with, by name; nested configurations are shrunk with the same pools."""
-    found: dict[str, Any] = {}
+def changes(config: Any, variant: Variant, pools: _Pools) -> Changes:
+    """The small values of a configuration; nested ones are shrunk with the same pools."""
+    found: Changes = {}
     computed = {f.name for f in _fields(config) if f.default is None}
     names = [f.name for f in _fields(config)]
     depth = next((v for n in names if (v := _depth(config, n))), None)
     for name in names:
-        value = getattr(config, name, None)
+        value = _value(config, name)
         if hasattr(value, "model_type") and hasattr(value, "to_dict"):
-            found[name] = shrunk(value, variant, pools)
-        elif name == "rope_parameters" or value is None or isinstance(value, bool | str):
+            inner = changes(value, variant, pools)
+            found |= {(name, *path): small for path, small in inner.items()}
             continue
-        elif isinstance(value, list | tuple):
-            smaller = _list(name, value, depth, pools)
-            if smaller is not None:
-                found[name] = smaller
-        elif isinstance(value, int):
-            smaller = _number(name, value, pools, own=name in computed)
-            if smaller is not None and smaller != value:
-                found[name] = smaller
+        small = _small(name, value, depth, pools, own=name in computed)
+        if small is not None and small != value:
+            found[name,] = small
     return _deep_enough(found, config, names)
+
+
+def _small(name: str, value: Any, depth: int | None, pools: _Pools, own: bool) -> Any:
+    """A small value for a field, or None where it stays as it is."""
+    if isinstance(value, bool | str | float | dict):
+        return None
+    if value is None:
+        return _number(name, 1 << 30, pools, own=False) if pools.variant.fill else None
+    if isinstance(value, list | tuple):
+        return _list(name, value, depth, pools)
+    return _number(name, value, pools, own) if isinstance(value, int) else None
 
 
 def _fields(config: Any) -> list[dataclasses.Field[Any]]:
@@ -146,7 +211,7 @@ def _fields(config: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _depth(config: Any, name: str) -> int | None:
-    value = getattr(config, name, None)
+    value = _value(config, name)
     if not re.search(r"num_hidden_layers$|^n_layers?$|^num_layers$|^depth$|^encoder_layers$", name):
         return None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -216,14 +281,10 @@ def _by_layer(items: list[Any]) -> list[Any]:
     return [kinds[i % len(kinds)] for i in range(max(LAYERS, len(kinds)))]
 
 
-def _deep_enough(found: dict[str, Any], config: Any, names: list[str]) -> dict[str, Any]:
+def _deep_enough(found: Changes, config: Any, names: list[str]) -> Changes:
     """As many layers as there are kinds of them."""
-    cut = [
-        len(v)
-        for n, v in found.items()
-        if isinstance(v, list | tuple) and n in ("layer_types", "layers_block_type")
-    ]
+    cut = [len(found[n,]) for n in ("layer_types", "layers_block_type") if (n,) in found]
     for name in names:
         if cut and _depth(config, name):
-            found[name] = max(cut)
+            found[name,] = max(cut)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +18,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
-from transformers.models.auto import configuration_auto, modeling_auto
-
 from shrink import variants
+from torch import nn
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-__all__ = ["Specimen", "NotBuilt", "model_types", "specimen"]
+__all__ = ["NotBuilt", "Specimen", "model_types", "specimen"]
 
 TASKS = (
     "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM",
@@ -37,6 +38,25 @@ TASKS = (
 
 LARGEST = 12_000_000
 """Parameters above which a candidate counts as not shrunk."""
+
+PATIENCE = 30
+"""Seconds after which no further variant is tried."""
+
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "xmod": {"default_language": "en_XX"},
+    "chameleon": {"vocabulary_map": {"<image>": 8}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}},
+    "efficientnet": {
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.25,
+        "in_channels": [32, 16, 24, 40, 80, 112, 192],
+        "out_channels": [16, 24, 40, 80, 112, 192, 320],
+        "hidden_dim": 320,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+}
+"""Fields that no rule could guess."""
 
 Inputs = dict[str, Any]
 
@@ -79,16 +99,22 @@ def specimen(kind: str) -> Specimen:
     if made is None:
         raise NotBuilt(f"transformers has no class {name}")
     try:
-        default = getattr(transformers, configuration_auto.CONFIG_MAPPING_NAMES[kind])()
+        default = CONFIG_MAPPING[kind]()
     except Exception as error:
         raise NotBuilt(f"its configuration has no defaults: {_said(error)}") from error
-    reason = "its configuration cannot be shrunk"
-    for config in variants(default):
+    wanted = getattr(made, "config_class", None)
+    if wanted is not None and not isinstance(default, wanted):
+        default = default.get_text_config()
+    reason = ""
+    start = time.monotonic()
+    for config in variants(default, EXCEPTIONS.get(kind)):
         try:
             return _attempt(kind, task, made, config)
         except Exception as error:  # models raise whatever they like at sizes they do not like
-            reason = _said(error)
-    raise NotBuilt(reason)
+            reason = reason or _said(error)
+        if time.monotonic() - start > PATIENCE:
+            break
+    raise NotBuilt(reason or "no small values fit its configuration")
 
 
 def _said(error: Exception) -> str:
@@ -208,7 +234,9 @@ def _decoded(accepted: Mapping[str, Any], config: Any) -> dict[str, dict[int, st
 
 
 def _text_dims(accepted: Mapping[str, Any], config: Any) -> dict[str, dict[int, str]]:
-    names = [n for n in ("input_ids", "attention_mask", "bbox") if n in accepted or n == "input_ids"]
+    names = [
+        n for n in ("input_ids", "attention_mask", "bbox") if n in accepted or n == "input_ids"
+    ]
     return {n: {0: BATCH, 1: SEQUENCE} for n in names} | _decoded(accepted, config)
 
 
@@ -234,14 +262,19 @@ def _side(config: Any) -> tuple[int, int]:
     return 64, 64
 
 
+BINS = (
+    "num_mel_bins", "feature_size", "input_dim", "n_mels", "input_feat_per_channel",
+    "input_channels",
+)  # fmt: skip
+
+
 def _shapes(main: str, model: Any) -> Iterator[tuple[int, ...]]:
     """Shapes without the batch that a main input may have."""
     config = model.config
     channels = _first(config, "num_channels", "in_channels", "in_chans", default=3)
     height, width = _side(config)
     frames = _first(config, "num_frames", "frames_per_clip", "tubelet_size", default=4)
-    mels = _first(config, "num_mel_bins", "feature_size", "input_dim", "n_mels", "input_feat_per_channel",
-                  "input_channels", default=80)  # fmt: skip
+    mels = _first(config, *BINS, default=80)
     longest = _first(config, "max_source_positions", "max_length", default=32)
     if main in ("pixel_values", "pixel_values_videos"):
         yield (channels, height, width)
@@ -290,8 +323,10 @@ def _mixed(model: Any, accepted: Mapping[str, Any]) -> Iterator[tuple[Make, dict
 
         marker = _marker(config)
         if marker is None:
-            yield beside, {"input_ids": {0: BATCH}, "pixel_values": {0: BATCH}} | (
-                {"attention_mask": {0: BATCH}} if "attention_mask" in accepted else {}
+            yield (
+                beside,
+                {"input_ids": {0: BATCH}, "pixel_values": {0: BATCH}}
+                | ({"attention_mask": {0: BATCH}} if "attention_mask" in accepted else {}),
             )
             continue
         try:
@@ -301,12 +336,18 @@ def _mixed(model: Any, accepted: Mapping[str, Any]) -> Iterator[tuple[Make, dict
         except Exception:
             continue
 
-        def within(batch: int, length: int, pixels: Make = pixels, rows: int = rows) -> Inputs:
-            found = text(batch, length + rows // 2)
-            found["input_ids"][:, 1 : 1 + rows // 2] = marker
-            return found | pixels(batch, length)
+        yield _within(text, pixels, marker, rows // 2), {}
 
-        yield within, {}
+
+def _within(text: Make, pixels: Make, marker: int, rows: int) -> Make:
+    """Tokens of which `rows` stand for an image."""
+
+    def make(batch: int, length: int) -> Inputs:
+        found = text(batch, length + rows)
+        found["input_ids"][:, 1 : 1 + rows] = marker
+        return found | pixels(batch, length)
+
+    return make
 
 
 def _marker(config: Any) -> int | None:
