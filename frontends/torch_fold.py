@@ -19,6 +19,8 @@ __all__ = ["folded"]
 
 NUMBERED = ("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices")
 """Operations whose result has a value of its own for each index."""
+COPIES = ("lift_fresh_copy", "lift_fresh", "detach", "detach_", "alias", "clone")
+"""What an imported graph does without: their operand stands for them."""
 LARGEST = 1 << 16
 """Entries of a value that is computed once; larger ones are masks and the like."""
 
@@ -30,7 +32,7 @@ def folded(program: ExportedProgram) -> dict[fx.Node, torch.Tensor]:
     sizes can follow the types.
     """
     known = _lifted(program)
-    given = set(known)
+    copies = set(known)
     uniform: dict[fx.Node, torch.Tensor] = {}
     for node in program.graph.nodes:
         if node.op != "call_function" or not _pure(node):
@@ -44,7 +46,9 @@ def folded(program: ExportedProgram) -> dict[fx.Node, torch.Tensor]:
             continue
         numbered = _name(node) in NUMBERED or any(source in known for source in inputs)
         (known if numbered else uniform)[node] = value
-    return {node: value for node, value in known.items() if node not in given}
+        if _name(node) in COPIES and inputs[0] in copies:
+            copies.add(node)
+    return {node: value for node, value in known.items() if node not in copies}
 
 
 def _lifted(program: ExportedProgram) -> dict[fx.Node, torch.Tensor]:
