@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from prunec.backends.tensors import as_tensor
 from prunec.backends.torch_ops import compile_op
 from prunec.ir.graph import Graph, Op
 
-__all__ = ["Env", "Lifetimes", "Program", "execute"]
+__all__ = ["Env", "Flow", "Lifetimes", "Program", "execute"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Env = dict[str, Any]
@@ -72,8 +73,33 @@ class Program:
         """The environment of one batch, keyed by input name without its sigil."""
         return {value.name: torch.as_tensor(inputs[value.name[1:]]) for value in self.graph.inputs}
 
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The outputs by name for inputs by name."""
+        env = self.start(inputs)
+        self.advance(env, 0, len(self.graph.ops))
+        return self.outputs(env)
+
     def outputs(self, env: Env) -> dict[str, torch.Tensor]:
         return {name: env[value] for name, value in self.graph.outputs}
+
+
+@dataclass
+class Flow:
+    """A program that batches go through, and the parameters that they share on the way."""
+
+    program: Program
+    parameters: Env = field(default_factory=dict)
+
+    def run(self, env: Env, start: int, stop: int) -> None:
+        """Advance one batch; parameters opened on the way serve the next batches too."""
+        for op in self.program.graph.ops[start:stop]:
+            for name in op.operands:
+                if not name.startswith("@"):
+                    continue
+                if name not in self.parameters:
+                    self.parameters[name] = self.program.parameter(name)
+                env[name] = self.parameters[name]
+        self.program.advance(env, start, stop)
 
 
 def _summed_in_double(op: Op) -> Step:
@@ -102,6 +128,4 @@ def execute(
     """The outputs by name for each batch of inputs by name."""
     program = Program(graph, weights, in_double)
     for batch in batches:
-        env = program.start(batch)
-        program.advance(env, 0, len(graph.ops))
-        yield program.outputs(env)
+        yield program.run(batch)

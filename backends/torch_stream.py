@@ -7,39 +7,35 @@ their last use, so that one block of them is resident at a time.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
-from prunec.backends.interpreter import Env, Program
+from prunec.backends.heap import trim
+from prunec.backends.interpreter import Env, Flow, Program
+from prunec.backends.spill import BUDGET, Spill
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph
 from prunec.passes.coupling import Consumer
 from prunec.passes.profile import Array, Moments, Sample, Seen, Targets, Weights
 from prunec.passes.residual import joined, junction
 
-__all__ = ["BUDGET", "TorchStream"]
+__all__ = ["TorchStream"]
 
-BUDGET = 256 << 20
-"""Bytes of live values kept in memory by default; what is beyond goes to disk."""
 HELD_EVERY = 5
 """One batch of so many is held apart to judge by."""
-
-Key = tuple[int, int]
-"""A batch in a flow."""
 
 
 class TorchStream:
     """Implements `prunec.passes.profile.Stream`. Use as a context manager: spilled values are
     deleted at the end.
 
-    With `dense` the unpruned program flows beside the pruned one, for targets.
+    With `dense` the unpruned program flows beside the pruned one, for targets. `budget` is what
+    activations may take: half of it what waits, the rest for the batch that runs. Weights that are
+    replaced are kept in `replaced`.
     """
 
     def __init__(
@@ -49,13 +45,14 @@ class TorchStream:
         batches: Sequence[Mapping[str, Any]],
         budget: int = BUDGET,
         dense: bool = False,
+        replaced: MutableMapping[str, Array] | None = None,
     ) -> None:
-        self.overlay: dict[str, Array] = {}
+        self.replaced: MutableMapping[str, Array] = {} if replaced is None else replaced
         self.graph = graph
-        pruned = Program(graph, _Overlaid(weights, self.overlay))
-        self.flows = [_Flow(pruned)] + ([_Flow(Program(graph, weights))] if dense else [])
+        pruned = Program(graph, _Overlaid(weights, self.replaced))
+        self.flows = [Flow(pruned)] + ([Flow(Program(graph, weights))] if dense else [])
         self.position = 0
-        self.store = _Store(budget)
+        self.store = Spill(budget // 2)
         self.count = len(batches)
         for i, batch in enumerate(batches):
             for j, flow in enumerate(self.flows):
@@ -70,7 +67,7 @@ class TorchStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.store.close()
+        self.store.__exit__(kind, error, trace)
 
     @torch.no_grad()
     def observe(
@@ -100,9 +97,9 @@ class TorchStream:
                 for env, flow in zip(scratch, self.flows, strict=True):
                     flow.run(env, at, stops[i])
                 at = stops[i]
-                found = self._sample(consumers[i], scratch, needs)
+                found = self._sample(consumers[i], scratch, needs, first=held not in sums[i])
                 known = sums[i].get(held)
-                sums[i][held] = found if known is None else known + found
+                sums[i][held] = found if known is None else known.grown(found)
                 if (change := changes[i]) is not None:
                     change.look(self.flows[0], scratch[0], at)
             del scratch
@@ -110,13 +107,16 @@ class TorchStream:
                 kept = {k: v for k, v in env.items() if not k.startswith("@")}
                 self.store.put((batch, j), kept)
         self.position = first
+        trim()
         influence = [change.mean() if change is not None else None for change in changes]
         parts = zip(sums, influence, consumers, strict=True)
         return [_checked(Seen(s[False], s.get(True), i), c) for s, i, c in parts]
 
-    def _sample(self, consumer: Consumer, envs: Sequence[Env], needs: frozenset[str]) -> Sample:
+    def _sample(
+        self, consumer: Consumer, envs: Sequence[Env], needs: frozenset[str], *, first: bool
+    ) -> Sample:
         x = _rows(envs[0][consumer.input], consumer.input_dim)
-        moments = _moments(x, needs)
+        moments = _moments(x, needs, wide=first)
         if "targets" not in needs or len(self.flows) == 1:
             return Sample(moments)
         return Sample(moments, self._targets(consumer, envs, x))
@@ -140,26 +140,7 @@ class TorchStream:
         )
 
     def replace(self, weights: Weights) -> None:
-        self.overlay.update(weights)
-
-
-@dataclass
-class _Flow:
-    """A program that the batches go through, and the parameters that they share on the way."""
-
-    program: Program
-    parameters: Env = field(default_factory=dict)
-
-    def run(self, env: Env, start: int, stop: int) -> None:
-        """Advance one batch; parameters opened on the way serve the next batches too."""
-        for op in self.program.graph.ops[start:stop]:
-            for name in op.operands:
-                if not name.startswith("@"):
-                    continue
-                if name not in self.parameters:
-                    self.parameters[name] = self.program.parameter(name)
-                env[name] = self.parameters[name]
-        self.program.advance(env, start, stop)
+        self.replaced.update(weights)
 
 
 class _Change:
@@ -171,7 +152,7 @@ class _Change:
         self.dim = -1 if consumer.input_dim in (-1, rank - 1) else consumer.input_dim
         self.total, self.tokens = 0.0, 0
 
-    def look(self, flow: _Flow, env: Env, at: int) -> None:
+    def look(self, flow: Flow, env: Env, at: int) -> None:
         """Run one batch ahead to where the layer's output is added."""
         if self.where is None:
             return
@@ -212,11 +193,13 @@ def _rows(value: torch.Tensor, dim: int) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1]).float()
 
 
-def _moments(x: torch.Tensor, needs: frozenset[str]) -> Moments:
-    """Sums of one batch in float32, which holds a few thousand tokens well; batches are added in
-    float64."""
-    gram = (x.T @ x).double() if "gram" in needs else None
-    squares = (x * x).sum(0).double() if gram is None else gram.diagonal().clone()
+def _moments(x: torch.Tensor, needs: frozenset[str], *, wide: bool) -> Moments:
+    """Sums of one batch in float32, which holds a few thousand tokens well; the first is `wide`,
+    float64, and the others are added to it."""
+    gram = x.T @ x if "gram" in needs else None
+    squares = (x * x).sum(0).double() if gram is None else gram.diagonal().double()
+    if gram is not None and wide:
+        gram = gram.double()
     absolute = x.abs().sum(0).double().numpy() if "absolute" in needs else None
     product = gram.numpy() if gram is not None else None
     return Moments(len(x), squares.numpy(), x.sum(0).double().numpy(), product, absolute)
@@ -234,47 +217,3 @@ def _checked(seen: Seen, consumer: Consumer) -> Seen:
         help="the model overflows on this text or its weights are damaged: run it in float32, or"
         " choose other calibration data",
     )
-
-
-class _Store:
-    """Live values of each batch: in memory up to a budget, the rest in a scratch folder."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget, self.used = budget, 0
-        self.memory: dict[Key, Env] = {}
-        self.folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def put(self, batch: Key, env: Env) -> None:
-        size = _nbytes(env)
-        if self.used + size <= self.budget:
-            self.memory[batch], self.used = env, self.used + size
-            return
-        if self.folder is None:
-            self.folder = tempfile.TemporaryDirectory(prefix="prunec-")
-        torch.save(env, self._path(batch))
-
-    def take(self, batch: Key) -> Env:
-        env = self.memory.pop(batch, None)
-        if env is not None:
-            self.used -= _nbytes(env)
-            return env
-        loaded: Env = torch.load(self._path(batch), weights_only=True)
-        return loaded
-
-    def _path(self, batch: Key) -> Path:
-        assert self.folder is not None
-        return Path(self.folder.name) / f"{batch[0]}-{batch[1]}.pt"
-
-    def close(self) -> None:
-        if self.folder is not None:
-            self.folder.cleanup()
-
-
-def _nbytes(env: Env) -> int:
-    """Bytes of the distinct storages behind the values."""
-    storages = {
-        v.untyped_storage().data_ptr(): v.untyped_storage().nbytes()
-        for v in env.values()
-        if isinstance(v, torch.Tensor)
-    }
-    return sum(storages.values())

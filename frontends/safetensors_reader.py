@@ -60,6 +60,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 
 LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000
+RESIDENT = 16 << 20
+"""Bytes of a file that may be opened before its pages are handed back."""
 MAX_SHOWN = 60
 AGAIN = "fetch or write the file again"
 
@@ -80,7 +82,9 @@ class Entry:
 class SafetensorsFile(Mapping[str, Array]):
     """Tensors of one file by name, as read-only views of its memory map.
 
-    The map lives as long as any view of it; opening reads the header alone.
+    The map lives as long as any view of it; opening reads the header alone. Pages are handed back
+    (the file keeps them) each time that `RESIDENT` bytes have been opened, so that what is resident
+    is what is in use.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,12 +92,17 @@ class SafetensorsFile(Mapping[str, Array]):
         self.entries = read_header(path)
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._opened = 0
 
     def __getitem__(self, name: str) -> Array:
         entry = self.entries[name]
         count = math.prod(entry.shape)
         if not count:
             return np.empty(entry.shape, entry.dtype)
+        self._opened += entry.nbytes
+        if self._opened > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._opened = entry.nbytes
         flat = np.frombuffer(self._map, entry.dtype, count, entry.begin)
         return flat.reshape(entry.shape)
 

@@ -41,7 +41,7 @@ class Compressed:
     and the parameters that could not be refitted with the reason."""
 
     selections: Selections = field(default_factory=dict)
-    weights: dict[str, Array] = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict)
     unrestored: dict[str, str] = field(default_factory=dict)
 
 
@@ -112,13 +112,12 @@ def compress(
     `chosen` are selections already made, which are followed without scoring. Sites that the
     `journal` has are taken from it; the others go into it.
     """
-    result = Compressed()
+    result = Compressed(weights=stream.replaced if stream is not None else {})
     current = _Current(weights, result.weights)
     for number, site in enumerate(sites(coupling, groups)):
         known = journal.load(number) if journal is not None else None
         if known is not None:
             result.selections |= known[0]
-            result.weights |= known[1]
             if stream is not None:
                 stream.replace(known[1])
             step()
@@ -138,7 +137,6 @@ def compress(
         if stream is not None and site.consumers:
             changed = _pruned(coupling, site, seen, result, current, restorer)
             stream.replace(changed)
-            result.weights |= changed
         if journal is not None:
             own = {g.name for g in site.groups} & result.selections.keys()
             journal.save(number, {n: result.selections[n] for n in own}, changed)

@@ -57,6 +57,18 @@ class Moments:
             _sum(self.absolute, other.absolute),
         )
 
+    def grown(self, other: Moments) -> Moments:
+        """The same as a sum, in the memory of this one's arrays, which are lost."""
+        return Moments(
+            self.tokens + other.tokens,
+            _onto(self.squares, other.squares),
+            _onto(self.sums, other.sums),
+            None if self.gram is None or other.gram is None else _onto(self.gram, other.gram),
+            None
+            if self.absolute is None or other.absolute is None
+            else _onto(self.absolute, other.absolute),
+        )
+
     def part(self, start: int, stop: int) -> Moments:
         """The moments of columns `start` to `stop` (exclusive) alone."""
         return Moments(
@@ -72,6 +84,11 @@ def _sum(
     a: npt.NDArray[np.float64] | None, b: npt.NDArray[np.float64] | None
 ) -> npt.NDArray[np.float64] | None:
     return None if a is None or b is None else a + b
+
+
+def _onto(a: npt.NDArray[np.float64], b: Array) -> npt.NDArray[np.float64]:
+    a += b
+    return a
 
 
 @dataclass(frozen=True)
@@ -116,9 +133,16 @@ class Sample:
     targets: Targets | None = None
 
     def __add__(self, other: Sample) -> Sample:
-        both = self.targets is not None and other.targets is not None
-        targets = self.targets + other.targets if both else None  # type: ignore[operator]
-        return Sample(self.moments + other.moments, targets)
+        return Sample(self.moments + other.moments, self._targets(other))
+
+    def grown(self, other: Sample) -> Sample:
+        """The same as a sum, in the memory of this one's moments, which are lost."""
+        return Sample(self.moments.grown(other.moments), self._targets(other))
+
+    def _targets(self, other: Sample) -> Targets | None:
+        if self.targets is None or other.targets is None:
+            return None
+        return self.targets + other.targets
 
 
 @dataclass(frozen=True)
@@ -159,8 +183,12 @@ class Stream(Protocol):
     `observe` brings all batches to the first of the consumers, which must lie ahead, and returns
     what each of them sees: the Gram matrix when `needs` has `gram`, `targets` and `influence` when
     it has those, some batches apart when it has `held`. `replace` changes weights of what lies
-    ahead, so that everything later is observed on the already pruned program.
+    ahead, so that everything later is observed on the already pruned program; `replaced` holds all
+    that were.
     """
+
+    @property
+    def replaced(self) -> Weights: ...
 
     def observe(
         self, consumers: Sequence[Consumer], needs: frozenset[str] = frozenset()
