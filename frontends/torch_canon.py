@@ -216,9 +216,11 @@ def _index(call: Call) -> Call | Ref:
     known = call.type_of(source)
     assert isinstance(given, tuple)
     at = [(dim, index) for dim, index in enumerate(given) if index is not None]
-    if known is None or len(at) != 1 or not isinstance(at[0][1], Ref):
+    if known is None or len(at) != 1:
         return call
     dim, index = at[0]
+    if not isinstance(index, Ref):
+        return call
     extent, values = known.shape[dim], call.constant(index.name)
     if values is None or values.dtype.kind != "i" or values.ndim != 1 or isinstance(extent, str):
         return call
