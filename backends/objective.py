@@ -67,7 +67,9 @@ def _next_token(logits: Tensor, tokens: Tensor) -> Tensor:
     gradient = torch.softmax(logits.float(), -1)
     gradient[:, -1] = 0
     following = tokens[:, 1:, None].long()
-    gradient[:, :-1].scatter_add_(-1, following, torch.full_like(following, -1, dtype=torch.float32))
+    gradient[:, :-1].scatter_add_(
+        -1, following, torch.full_like(following, -1, dtype=torch.float32)
+    )
     gradient /= following.numel()
     return gradient.to(logits.dtype)
 

@@ -139,12 +139,17 @@ class Stretch:
         used = {name for op in ops for name in op.operands}
         for name in sorted(used & of.parameters):
             self.flow.parameters[name] = of.program.parameter(name).requires_grad_(True)
-        self.listened = [i for i in range(start, stop) if not of.results.isdisjoint(of.graph.ops[i].results)]
+        self.listened = [
+            i for i in range(start, stop) if not of.results.isdisjoint(of.graph.ops[i].results)
+        ]
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """Those that gradients were asked for, by name."""
-        return {name[1:]: self.flow.parameters[name] for name in self.of.parameters & self.flow.parameters.keys()}
+        return {
+            name[1:]: self.flow.parameters[name]
+            for name in self.of.parameters & self.flow.parameters.keys()
+        }
 
     def backward(self) -> Iterator[dict[str, Tensor]]:
         """For each sequence, in their order, the gradients at `results` that lie here; those of

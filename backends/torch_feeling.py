@@ -37,8 +37,8 @@ def loss_per_error(
     """Half the mean square of the gradient of the loss at each of the `results`, by name.
 
     The loss is that of `Objective`, a mean over the tokens of a sequence, of which the first
-    `TOKENS` are taken; all batches count, with one backward pass a sequence. A result that the loss does not depend on has 0. Raises P312 when
-    a gradient is not finite.
+    `TOKENS` are taken; all batches count, with one backward pass a sequence. A result that the loss
+    does not depend on has 0. Raises P312 when a gradient is not finite.
     """
     short = [shortened(graph, batch, TOKENS) for batch in batches]
     squares = dict.fromkeys(results, 0.0)

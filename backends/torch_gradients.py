@@ -62,9 +62,7 @@ class _Sums:
     """What is gathered of one parameter over the sequences: w g of each, folded onto each of the
     dimensions, and entry by entry the sums of g and of g^2."""
 
-    def __init__(
-        self, name: str, parameter: Tensor, dims: Sequence[int], count: int
-    ) -> None:
+    def __init__(self, name: str, parameter: Tensor, dims: Sequence[int], count: int) -> None:
         self.name, self.dims, self.count = name, dims, count
         self.parameter = parameter
         self.first = torch.zeros(parameter.shape)
