@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from prunec.ir.axes import Atom, Axis, Product, Sum, atoms, new_size
+from prunec.ir.axes import Atom, Axis, Product, Sum, atoms
 from prunec.passes.coupling import Contracted, Coupling
 
 __all__ = ["Cost", "Polynomial", "itemsize"]
@@ -165,14 +165,6 @@ class Cost:
             for c in self.coupling.contractions
             if c.attention
             for axes in c.cached
-        )
-
-    def parameter_bytes(self, counts: Mapping[str, int]) -> int:
-        """Bytes of all parameters at their own dtypes."""
-        return sum(
-            itemsize(p.type.dtype) * math.prod(new_size(axis, counts) for axis in p.type.axes)
-            for p in self.coupling.graph.parameters.values()
-            if p.kind == "parameter"
         )
 
     def activation_bytes(self, counts: Mapping[str, int]) -> int:

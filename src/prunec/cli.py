@@ -145,7 +145,16 @@ WRITE = "What to write"
     metavar="METRIC=VALUE",
     heading=WHAT,
     help="What is to remain: params=75%, blocks=60% (without embeddings and head), flops=70%, "
-    "params=113.3M. Several may be combined.",
+    "memory=2GB (weights and the cache of keys and values), params=113.3M. Several may be "
+    "combined.",
+)
+@option("--batch", type=int, metavar="N", heading=WHAT, help="Sequences that costs are for. [1]")
+@option("--length", type=int, metavar="N", heading=WHAT, help="Tokens in each of them. [512]")
+@option(
+    "--dtype",
+    metavar="NAME",
+    heading=WHAT,
+    help="What memory= counts weights and cache in: stored, f32, bf16, f16. [that of the files]",
 )
 @option(
     "--method",

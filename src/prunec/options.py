@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prunec.frontends.mixture import Part, parse_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.target import Target
+from prunec.workload import DTYPES, STORED, Workload
 
 if TYPE_CHECKING:
     from prunec.passes.methods import Method
@@ -47,7 +48,8 @@ class PruneOptions:
     `allocate` and `restore` go before it.
     `calibration` is `none`, or sources with weights (see `frontends.mixture`). `auto`, None and
     empty `formats` leave a choice to `settle`. Empty `groups` means every role within blocks
-    that the layout and formats can hold. `activation_budget` is in megabytes.
+    that the layout and formats can hold. `activation_budget` is in megabytes. `batch`, `length`
+    and `dtype` are what FLOPs and memory are counted for (see `Workload`).
     """
 
     model: str
@@ -62,6 +64,9 @@ class PruneOptions:
     formats: tuple[str, ...] = ()
     layout: str = "uniform"
     round_to: int = 1
+    batch: int = Workload.batch
+    length: int = Workload.length
+    dtype: str = AUTO
     restore: str = AUTO
     allocate: str = AUTO
     plan: Path | None = None
@@ -73,6 +78,11 @@ class PruneOptions:
     resume: bool = False
     overwrite: bool = False
     json: bool = False
+
+    @property
+    def workload(self) -> Workload:
+        """What costs are counted for; meaningful once settled."""
+        return Workload(self.batch, self.length, self.dtype)
 
     @property
     def calibrated(self) -> bool:
@@ -121,6 +131,13 @@ class PruneOptions:
     def _formats(self) -> tuple[str, ...]:
         return self.formats or (("onnx",) if self.model.endswith(".onnx") else ("hf",))
 
+    @property
+    def _dtype(self) -> str:
+        """By default that of the files: Hugging Face checkpoints keep theirs."""
+        if self.dtype != AUTO:
+            return self.dtype
+        return STORED if self._formats == ("hf",) else "f32"
+
     def settle(self) -> PruneOptions:
         """The same run with every choice made; raises PrunecError (exit 2) with all mistakes.
 
@@ -142,6 +159,7 @@ class PruneOptions:
             calibration_samples=self.calibration_samples or _windows(calibration)[0],
             calibration_length=self.calibration_length or _windows(calibration)[1],
             formats=tuple(f for f in FORMATS if f in self._formats),
+            dtype=self._dtype,
         )
         needy = list(settled._unfed(method))
         if needy:
@@ -158,6 +176,9 @@ class PruneOptions:
             yield from _known("--format", name, FORMATS)
         for name in self.groups:
             yield from _known("--groups", name, ROLES)
+        yield from _known("--dtype", self.dtype, (AUTO, *DTYPES))
+        yield from _positive("--batch", self.batch)
+        yield from _positive("--length", self.length)
         yield from _positive("--round-to", self.round_to)
         yield from _positive("--calibration-samples", self.calibration_samples)
         yield from _positive("--calibration-length", self.calibration_length)

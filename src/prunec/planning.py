@@ -12,19 +12,17 @@ from prunec.backends.hf_fit import allowed_counts, fit, holdable
 from prunec.ir.axes import Axis, new_size
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.loading import Loaded
+from prunec.metering import Meter
 from prunec.options import PruneOptions
 from prunec.passes.allocators import Budget, Uniform, least_counts
 from prunec.passes.coupling import Group
 from prunec.target import Target
 
-__all__ = ["LENGTH", "Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
+__all__ = ["Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
 
 DEFAULT_ROLES = ("neuron", "channel", "query_head", "kv_head", "expert")
 """What is pruned when `--groups` does not say: what lies within blocks. `hidden` and `head_dim`
 touch every layer at once, and are pruned on request."""
-
-LENGTH = 512
-"""Tokens of the one sequence that FLOPs and activations are counted for."""
 
 
 @dataclass(frozen=True)
@@ -117,45 +115,38 @@ def _held(loaded: Loaded, options: PruneOptions, family: Family, groups: Sequenc
     return Choice(kept, allowed, tuple(told.values()))
 
 
-def limits(loaded: Loaded, targets: Sequence[Target], length: int) -> list[tuple[Target, float]]:
-    """The most that each target lets remain; refuses a target that leaves nothing to do."""
-    return [(t, t.demand(measure(loaded, t.metric, {}, length))) for t in targets]
-
-
-def measure(loaded: Loaded, metric: str, counts: Mapping[str, int], length: int) -> int:
-    """A cost of the model with these counts; FLOPs for one sequence of `length` tokens."""
-    cost = loaded.cost
-    polynomial = {"params": cost.parameters, "blocks": cost.blocks, "flops": cost.flops}[metric]
-    return cost.evaluate(polynomial, {**_example(loaded, length), **counts})
-
-
-def _example(loaded: Loaded, length: int) -> dict[str, int]:
-    symbols = dict.fromkeys(loaded.graph.symbols, length)
-    return symbols | {"batch": 1} if "batch" in symbols else symbols
+def limits(meter: Meter, targets: Sequence[Target]) -> list[tuple[Target, float]]:
+    """The most that each target lets remain; refuses targets that leave nothing to do."""
+    dense = [meter(t.metric, {}) for t in targets]
+    found = [(t, t.limit(n)) for t, n in zip(targets, dense, strict=True)]
+    if all(n <= limit for n, (_, limit) in zip(dense, found, strict=True)):
+        raise PrunecError([t.needless(n) for t, n in zip(targets, dense, strict=True)], Exit.USAGE)
+    return found
 
 
 def make_budget(loaded: Loaded, options: PruneOptions, choice: Choice) -> Budget:
     """All targets as one: the largest share of its limit that any cost takes."""
-    bounds = limits(loaded, options.targets, LENGTH)
+    meter = Meter(loaded, options.workload)
+    bounds = limits(meter, options.targets)
 
     def cost(counts: Mapping[str, int]) -> float:
-        return max(measure(loaded, t.metric, counts, LENGTH) / limit for t, limit in bounds)
+        return max(meter(t.metric, counts) / limit for t, limit in bounds)
 
     budget = Budget(cost, 1.0, options.round_to, choice.allowed)
     if not budget.met(least_counts(choice.groups, budget)):
-        raise _unreachable(loaded, options, choice, budget)
+        raise _unreachable(meter, options, choice, budget)
     return budget
 
 
 def _unreachable(
-    loaded: Loaded, options: PruneOptions, choice: Choice, budget: Budget
+    meter: Meter, options: PruneOptions, choice: Choice, budget: Budget
 ) -> PrunecError:
     """Say how far pruning can go and what holds the rest."""
+    loaded = meter.loaded
     least = least_counts(choice.groups, budget)
     problems = []
     for target in options.targets:
-        dense = measure(loaded, target.metric, {}, LENGTH)
-        left = measure(loaded, target.metric, least, LENGTH)
+        dense, left = meter(target.metric, {}), meter(target.metric, least)
         if left <= target.limit(dense):
             continue
         roles = ", ".join(dict.fromkeys(g.role for g in choice.groups))
@@ -163,7 +154,7 @@ def _unreachable(
             Diagnostic(
                 "P403",
                 f"target {target.text} cannot be met: at the least width of each {roles},"
-                f" {left:,} of {dense:,} {target.metric} remain ({left / dense:.1%});"
+                f" {left:,} of {dense:,} {target.measure} remain ({left / dense:.1%});"
                 f" {_holder(loaded, target.metric, least)}",
                 "--target",
                 help=f"ask for at least {target.metric}={_percent(left / dense)}"

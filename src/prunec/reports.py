@@ -26,7 +26,8 @@ __all__ = [
 @dataclass(frozen=True)
 class Sizes:
     """How big a model is. `params` counts tied ones once; `blocks` leaves out embeddings and
-    head; `flops` are for `batch` x `length` tokens; bytes are of the stored dtype."""
+    head; `flops`, activations and the cache of keys and values are for `batch` x `length` tokens;
+    `bytes` are of all that the program holds, in `dtype`."""
 
     params: int
     blocks: int
@@ -36,6 +37,7 @@ class Sizes:
     kv_cache_bytes: int = 0
     batch: int = 1
     length: int = 128
+    dtype: str = "stored"
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prunec.ir.axes import new_size
 from prunec.loading import Loaded
-from prunec.options import InspectOptions
-from prunec.passes.cost import Polynomial, itemsize
+from prunec.metering import Meter
+from prunec.options import InspectOptions, PruneOptions
+from prunec.passes.cost import Polynomial
 from prunec.passes.coupling import Group
-from prunec.planning import LENGTH, measure
 from prunec.reports import (
     Check,
     GroupRow,
@@ -30,44 +29,27 @@ if TYPE_CHECKING:
 __all__ = ["inspect_report", "prune_report", "sizes"]
 
 
-def sizes(loaded: Loaded, counts: Mapping[str, int], length: int = LENGTH) -> Sizes:
-    """Costs of the model once `counts` are left, for one sequence of `length` tokens."""
-    example = dict.fromkeys(loaded.graph.symbols, length) | {"batch": 1}
-    at = {**example, **counts}
-    cost = loaded.cost
+def sizes(meter: Meter, counts: Mapping[str, int]) -> Sizes:
+    """Costs of the model once `counts` are left."""
+    workload = meter.workload
     return Sizes(
-        params=cost.evaluate(cost.parameters, at),
-        blocks=cost.evaluate(cost.blocks, at),
-        bytes=_stored_bytes(loaded, counts),
-        flops=cost.evaluate(cost.flops, at),
-        activation_bytes=cost.activation_bytes(at),
-        kv_cache_bytes=cost.evaluate(cost.cache, at) * length * 4 if _generates(loaded) else 0,
-        batch=1,
-        length=length,
+        params=meter("params", counts),
+        blocks=meter("blocks", counts),
+        bytes=meter("weights", counts),
+        flops=meter("flops", counts),
+        activation_bytes=meter.loaded.cost.activation_bytes({**meter.sizes, **counts}),
+        kv_cache_bytes=meter("cache", counts),
+        batch=workload.batch,
+        length=workload.length,
+        dtype=workload.dtype,
     )
-
-
-def _generates(loaded: Loaded) -> bool:
-    """Only a model that writes token by token keeps a cache."""
-    return bool(getattr(loaded.model, "can_generate", lambda: False)())
-
-
-def _stored_bytes(loaded: Loaded, counts: Mapping[str, int]) -> int:
-    total = 0
-    for name, p in loaded.graph.parameters.items():
-        if p.kind != "parameter":
-            continue
-        stored = loaded.stored[name].dtype.itemsize if name in loaded.stored else None
-        each = stored or itemsize(p.type.dtype)
-        total += each * math.prod(new_size(axis, counts) for axis in p.type.axes)
-    return total
 
 
 def inspect_report(loaded: Loaded, options: InspectOptions) -> InspectReport:
     return InspectReport(
         model=options.model,
         source=str(loaded.source.path),
-        sizes=sizes(loaded, {}),
+        sizes=sizes(Meter(loaded), {}),
         groups=tuple(group_rows(loaded, {})),
         pinned=tuple(pin_rows(loaded)),
         unknown_ops=dict(loaded.coupling.without_rule),
@@ -122,6 +104,7 @@ def prune_report(
     sources: Sequence[SourceRow] = (),
 ) -> PruneReport:
     loaded, options = pruned.loaded, pruned.options
+    meter = Meter(loaded, options.workload)
     counts = {name: s.count for name, s in pruned.compressed.selections.items()}
     notes: dict[str, object] = {"unrestored": pruned.compressed.unrestored}
     if pruned.calibrated is not None:
@@ -133,9 +116,9 @@ def prune_report(
         restore=options.restore,
         calibration=options.calibration,
         layout=options.layout,
-        dense=sizes(loaded, {}),
-        pruned=sizes(loaded, counts),
-        targets=tuple(_target_rows(pruned, counts)),
+        dense=sizes(meter, {}),
+        pruned=sizes(meter, counts),
+        targets=tuple(_target_rows(meter, options, counts)),
         groups=tuple(group_rows(loaded, counts, pruned=True)),
         pinned=tuple(pin_rows(loaded)),
         formats=tuple(written),
@@ -147,12 +130,12 @@ def prune_report(
     )
 
 
-def _target_rows(pruned: Pruned, counts: Mapping[str, int]) -> Sequence[TargetRow]:
-    loaded = pruned.loaded
+def _target_rows(
+    meter: Meter, options: PruneOptions, counts: Mapping[str, int]
+) -> Sequence[TargetRow]:
     rows = []
-    for target in pruned.options.targets:
-        dense = measure(loaded, target.metric, {}, LENGTH)
-        left = measure(loaded, target.metric, counts, LENGTH)
+    for target in options.targets:
+        dense, left = meter(target.metric, {}), meter(target.metric, counts)
         rows.append(
             TargetRow(target.text, dense, target.limit(dense), left, target.met(dense, left))
         )

@@ -16,14 +16,14 @@ Unit = Literal["fraction", "count", "bytes", "seconds", "factor"]
 METRICS: dict[str, tuple[Unit, ...]] = {
     "params": ("fraction", "count"),
     "blocks": ("fraction", "count"),
-    "flops": ("fraction",),
+    "flops": ("fraction", "count"),
     "memory": ("fraction", "bytes"),
     "latency": ("fraction", "seconds"),
     "speedup": ("factor",),
 }
 """What can be asked for, and in which units."""
 
-SUPPORTED = ("params", "blocks", "flops")
+SUPPORTED = ("params", "blocks", "flops", "memory")
 """The metrics that a plan can be made for today; the rest parse and are refused as `not yet`."""
 
 EXAMPLES: dict[Unit, tuple[str, ...]] = {
@@ -52,7 +52,7 @@ TOLERANCE = 0.005
 
 GENERAL_HELP = (
     "a percentage says what remains: --target params=75%; "
-    "other forms: blocks=60%, flops=70%, params=113.3M"
+    "other forms: blocks=60%, flops=70%, params=113.3M, memory=2GB"
 )
 
 
@@ -69,6 +69,11 @@ class Target:
     value: float
     text: str
 
+    @property
+    def measure(self) -> str:
+        """What is counted, in words."""
+        return "bytes of memory" if self.metric == "memory" else self.metric
+
     def limit(self, dense: float) -> float:
         """The most that may remain of a model that measures `dense`."""
         match self.unit:
@@ -79,17 +84,13 @@ class Target:
             case _:
                 return self.value
 
-    def demand(self, dense: float) -> float:
-        """As `limit`, and refuses a model that is within the target as it stands."""
-        limit = self.limit(dense)
-        if limit < dense:
-            return limit
-        raise fail(
+    def needless(self, dense: float) -> Diagnostic:
+        """What to say of a model that is within the target as it stands."""
+        return Diagnostic(
             "P805",
-            f"target {self.text} leaves nothing to do: the model has {dense:,.0f} {self.metric}",
-            where="--target",
+            f"target {self.text} leaves nothing to do: the model has {dense:,.0f} {self.measure}",
+            "--target",
             help=f"ask for less than {dense:,.0f}, or for a percentage: --target {self.metric}=75%",
-            exit_code=Exit.USAGE,
         )
 
     def met(self, dense: float, left: float, tolerance: float = TOLERANCE) -> bool:
