@@ -102,7 +102,13 @@ class Typing:
         self.normed.setdefault(self._index, []).append(axis)
 
     def literal(self, path: Path, *axes: AxisId) -> None:
-        """The literal at `path` of the current operation is the sum of the axes' sizes."""
+        """The literal at `path` of the current operation is the sum of the axes' sizes.
+
+        That of a `frozen` operation cannot change: other programs share it.
+        """
+        if self.graph.ops[self._index].kwarg("frozen"):
+            self.pin(axes, "its size stands in a function, which others may call")
+            return
         self.literals[self._index, path] = axes
 
     def size_argument(self, path: Path, arg: Arg, axis: AxisId) -> None:
@@ -113,8 +119,24 @@ class Typing:
                 self.literal(path, axis)
             return
         if isinstance(arg, Ref):
-            self._understood.add(arg.name)
+            self.understood(arg.name)
             self.sizes.argument(self, arg, axis)
+
+    def understood(self, name: str) -> None:
+        """The current operation's use of a size is one that its rule accounts for."""
+        self._understood.add(name)
+
+    @property
+    def index(self) -> int:
+        """The position of the current operation."""
+        return self._index
+
+    def define(self, name: str, dims: Dims) -> Ref:
+        """Axes of a value inside of the current operation, such as the queries of a layer that
+        projects and attends at once."""
+        inner = f"{self.graph.ops[self._index].result}.{name}"
+        self.dims[inner] = dims
+        return Ref(inner)
 
     # -- signatures ---------------------------------------------------------------------
 

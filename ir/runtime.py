@@ -16,7 +16,7 @@ from prunec.ir.unify import AxisId
 if TYPE_CHECKING:
     from prunec.ir.infer import Path, Typing
 
-__all__ = ["RuntimeSizes"]
+__all__ = ["Literal", "RuntimeSizes", "Size"]
 
 OPAQUE = "a number is computed from its size"
 
@@ -30,11 +30,27 @@ class Literal:
     value: int
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """An entry of a vector of sizes: a product of axes and literals, divided by `divisor`.
+
+    `value` is what it is at the example sizes. When it is not `exact`, it depends on its factors
+    in another way than as their product.
+    """
+
+    factors: tuple[AxisId | Literal, ...]
+    value: int
+    divisor: int = 1
+    exact: bool = True
+
+
 @dataclass
 class RuntimeSizes:
-    """What is known of each `index` value; `fixed` are literals that must stay as they are."""
+    """What is known of each `index` value, and of each vector of sizes; `fixed` are literals that
+    must stay as they are."""
 
     factors: dict[str, list[AxisId | Literal]] = field(default_factory=dict)
+    vectors: dict[str, tuple[Size, ...]] = field(default_factory=dict)
     fixed: set[tuple[int, Path]] = field(default_factory=set)
 
     def step(self, t: Typing, index: int, op: Op) -> None:
@@ -79,26 +95,36 @@ class RuntimeSizes:
 
     def argument(self, t: Typing, arg: Ref, axis: AxisId) -> None:
         """An operation is told by `arg` that `axis` has that size."""
-        asked = [f for f in self._axes(t, arg.name) if not at_run_time(t, f)]
+        self.says(t, Size(tuple(self.factors.get(arg.name, ())), 0), axis)
+
+    def says(self, t: Typing, size: Size, axis: AxisId) -> None:
+        """An operation is told that `axis` has that size."""
+        if not size.exact or size.divisor != 1:
+            self.pin(t, size)
+            t.pin([f for f in t.axes.factors(axis) if not at_run_time(t, f)], OPAQUE)
+            return
+        asked = [f for f in axes_of(t, size) if not at_run_time(t, f)]
         static = []
         for factor in t.axes.factors(axis):
             if factor in asked:
                 asked.remove(factor)
             elif not at_run_time(t, factor):
                 static.append(factor)
-        literals = self._literals(arg.name)
+        literals = literals_of(size)
         wanted, given = t.axes.product(static), t.axes.product(asked)
         if len(literals) == 1 and not asked and self._link(t, literals[0], wanted):
             return
         if not literals and t.axes.size(wanted) == t.axes.size(given):
             t.axes.unify(wanted, given)
             return
+        self.pin(t, size)
         t.pin([*static, *asked], "its size is computed at run time")
 
     def _link(self, t: Typing, literal: Literal, axis: AxisId) -> bool:
         """Let a literal follow an axis."""
         place = (literal.op, literal.path)
-        if literal.value != t.axes.size(axis) or place in self.fixed:
+        frozen = t.graph.ops[literal.op].kwarg("frozen")
+        if literal.value != t.axes.size(axis) or place in self.fixed or frozen:
             return False
         for known in t.literals.setdefault(place, (axis,)):
             t.axes.unify(known, axis)
@@ -106,18 +132,32 @@ class RuntimeSizes:
 
     def opaque(self, t: Typing, name: str) -> None:
         """A size is used in a way that is not understood: nothing that it depends on may change."""
-        t.pin([a for a in self._axes(t, name) if not at_run_time(t, a)], OPAQUE)
-        for literal in self._literals(name):
+        self.pin(t, Size(tuple(self.factors.get(name, ())), 0))
+        for size in self.vectors.get(name, ()):
+            self.pin(t, size)
+
+    def pin(self, t: Typing, size: Size) -> None:
+        """Nothing that a size depends on may change."""
+        t.pin([a for a in axes_of(t, size) if not at_run_time(t, a)], OPAQUE)
+        for literal in literals_of(size):
             place = (literal.op, literal.path)
             self.fixed.add(place)
             t.pin(t.literals.get(place, ()), OPAQUE)
 
     def _axes(self, t: Typing, name: str) -> list[AxisId]:
-        found = self.factors.get(name, ())
-        return [part for f in found if isinstance(f, int) for part in t.axes.factors(f)]
+        return axes_of(t, Size(tuple(self.factors.get(name, ())), 0))
 
     def _literals(self, name: str) -> list[Literal]:
-        return [f for f in self.factors.get(name, ()) if isinstance(f, Literal)]
+        return literals_of(Size(tuple(self.factors.get(name, ())), 0))
+
+
+def axes_of(t: Typing, size: Size) -> list[AxisId]:
+    """The axes that a size is a product of, products opened."""
+    return [part for f in size.factors if isinstance(f, int) for part in t.axes.factors(f)]
+
+
+def literals_of(size: Size) -> list[Literal]:
+    return [f for f in size.factors if isinstance(f, Literal)]
 
 
 def at_run_time(t: Typing, axis: AxisId) -> bool:

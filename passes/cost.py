@@ -13,6 +13,7 @@ from functools import cached_property
 
 from prunec.ir.axes import Atom, Axis, Product, Sum, atoms
 from prunec.passes.coupling import Contracted, Coupling
+from prunec.passes.roles import convolves
 
 __all__ = ["Cost", "Polynomial", "itemsize"]
 
@@ -152,7 +153,7 @@ class Cost:
         """Kernel sizes of a convolution, which belong to the weight alone."""
         graph = self.coupling.graph
         node = graph.ops[graph.producers[op]]
-        if not node.name.startswith("aten.conv"):
+        if not convolves(node):
             return []
         weight = graph.types[list(node.operands)[1]]
         return [d for d in weight.shape[2:] if isinstance(d, int)]

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 from prunec.ir.graph import Graph, Op, Ref
 
-__all__ = ["Junction", "joined", "junction"]
+__all__ = ["Junction", "adds", "joined", "junction"]
 
-RESHAPES = frozenset({"aten.reshape.default", "aten.view.default"})
-ADDITIONS = frozenset({"aten.add.Tensor"})
+RESHAPES = frozenset({"aten.reshape.default", "aten.view.default", "onnx.Reshape"})
+ADDITIONS = frozenset({"aten.add.Tensor", "onnx.Add"})
+FUSED = frozenset({f"com.microsoft.Skip{n}LayerNormalization" for n in ("", "Simplified")})
+"""Norms that first add their first two operands."""
+
+
+def adds(op: Op) -> bool:
+    """Whether an operation adds its first two operands, entry by entry."""
+    return (op.pointwise and ".add" in op.name.lower()) or op.name in FUSED
 
 
 def joined(graph: Graph, result: str) -> str | None:

@@ -16,8 +16,14 @@ from dataclasses import dataclass, field
 from prunec.ir.graph import Graph, Op, Ref
 from prunec.ir.infer import Contraction, Typing
 from prunec.ir.unify import AxisId
+from prunec.passes.residual import adds
 
-__all__ = ["Evidence", "gather", "role_of"]
+__all__ = ["Evidence", "convolves", "gather", "role_of"]
+
+
+def convolves(op: Op) -> bool:
+    """Whether an operation is a convolution, in whatever vocabulary."""
+    return "conv" in op.name.lower()
 
 
 @dataclass
@@ -99,7 +105,7 @@ def _layer(
     typing: Typing, contraction: Contraction, weights: list[str | None], evidence: Evidence
 ) -> None:
     """A weight meets a computed value: a layer that consumes one axis and produces another."""
-    convolution = typing.graph.ops[contraction.op].name.startswith("aten.conv")
+    convolution = convolves(typing.graph.ops[contraction.op])
     holders = [i for i, weight in enumerate(weights) if weight is not None]
     for axis, places in contraction.contracted:
         weight = next(((i, d) for i, d in places if weights[i] is not None), None)
@@ -138,13 +144,14 @@ def _residuals(typing: Typing, evidence: Evidence) -> None:
     layers = {contraction.op for contraction in typing.contractions}
     for op in graph.ops:
         names = [name for name in dict.fromkeys(op.operands) if name.startswith("%")]
-        if not op.pointwise or len(names) != 2 or ".add" not in op.name:
+        if len(names) < 2 or not adds(op):
             continue
+        names = names[:2]
         starts = [graph.producers.get(name, -1) for name in names]
         early, late = sorted(zip(starts, names, strict=True))
         if not _through_layer(graph, late[0], early[0], early[1], layers):
             continue
-        for axis in typing.dims.get(op.results[0], []):
+        for axis in typing.dims[names[0]]:
             evidence.residual.update(typing.axes.leaves(axis))
 
 

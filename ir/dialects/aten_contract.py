@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from prunec.ir.dialects.aten_args import argument, path_of
 from prunec.ir.graph import Arg, Op
-from prunec.ir.infer import Dims, Typing
+from prunec.ir.infer import Dims, Path, Typing
 
-__all__ = ["attention", "convolution", "einsum", "matmul", "transposed_convolution"]
+__all__ = [
+    "attention",
+    "contracted",
+    "convolution",
+    "convolved",
+    "einsum",
+    "matmul",
+    "transposed_convolution",
+]
 
 
 def addmm(t: Typing, op: Op) -> list[Dims] | None:
@@ -27,7 +36,12 @@ def matmul(t: Typing, op: Op) -> list[Dims] | None:
 
 
 def einsum(t: Typing, op: Op) -> list[Dims] | None:
-    text, operands = cast(str, op.args[0]).replace(" ", ""), cast(tuple[Arg, ...], op.args[1])
+    return contracted(t, cast(str, op.args[0]), cast(tuple[Arg, ...], op.args[1]))
+
+
+def contracted(t: Typing, equation: str, operands: tuple[Arg, ...]) -> list[Dims] | None:
+    """By an equation such as `bhsd,bhtd->bhst`; None when it does not say its result."""
+    text = equation.replace(" ", "")
     if "->" not in text:
         return None
 
@@ -60,28 +74,40 @@ def _spatial(t: Typing, op: Op) -> tuple[int, int]:
 
 
 def convolution(t: Typing, op: Op) -> list[Dims] | None:
-    rank, groups = _spatial(t, op)
     if op.name == "aten.convolution.default" and op.args[6]:
         return transposed_convolution(t, op)
-    space = "_ " * rank
-    if groups == 1:
-        return t.apply(f"... i {space}, o i {space}, o -> ... o {space}", op.args[:3])
-    return t.apply(
-        f"... (g i) {space}, (g o) i {space}, (g o) -> ... (g o) {space}",
-        op.args[:3],
-        sizes={"g": groups},
-        literals={"g": path_of(op, _groups_at(op), "groups")},
-    )
+    rank, groups = _spatial(t, op)
+    return convolved(t, op.args[:3], rank, groups, path_of(op, _groups_at(op), "groups"))
 
 
 def transposed_convolution(t: Typing, op: Op) -> list[Dims] | None:
     rank, groups = _spatial(t, op)
+    path = path_of(op, _groups_at(op), "groups")
+    return convolved(t, op.args[:3], rank, groups, path, transposed=True)
+
+
+def convolved(
+    t: Typing,
+    operands: Sequence[Arg],
+    rank: int,
+    groups: int,
+    path: Path,
+    *,
+    transposed: bool = False,
+) -> list[Dims] | None:
+    """Input, weight, and any number of vectors by output channel; `path` is where the number of
+    groups stands."""
     space = "_ " * rank
+    vectors = len(operands) - 2
     if groups == 1:
-        return t.apply(f"... i {space}, i o {space}, o -> ... o {space}", op.args[:3])
+        weight = "i o" if transposed else "o i"
+        return t.apply(
+            f"... i {space}, {weight} {space}" + ", o" * vectors + f" -> ... o {space}", operands
+        )
+    weight = "(g i) o" if transposed else "(g o) i"
     return t.apply(
-        f"... (g i) {space}, (g i) o {space}, (g o) -> ... (g o) {space}",
-        op.args[:3],
+        f"... (g i) {space}, {weight} {space}" + ", (g o)" * vectors + f" -> ... (g o) {space}",
+        operands,
         sizes={"g": groups},
-        literals={"g": path_of(op, _groups_at(op), "groups")},
+        literals={"g": path},
     )

@@ -23,6 +23,7 @@ __all__ = [
     "numbered",
     "pointwise",
     "prelu",
+    "reduced",
     "reduction",
     "rms_norm",
     "same",
@@ -90,12 +91,13 @@ def reduction(effect: str = "") -> Rule:
         x = t.of(op.args[0])
         has_dims = len(op.args) > 1 and not isinstance(op.args[1], (bool, Ref))
         where = argument(op, 1, "dim") if has_dims else op.kwarg("dim")
-        return _reduced(t, op, dims_of(where, len(x)), effect)
+        return reduced(t, op, dims_of(where, len(x)), effect)
 
     return rule
 
 
-def _reduced(t: Typing, op: Op, over: list[int], effect: str) -> list[Dims]:
+def reduced(t: Typing, op: Op, over: list[int], effect: str) -> list[Dims]:
+    """Results of reducing the first operand over some dimensions, kept with one index or not."""
     x = t.of(op.args[0])
     for d in over:
         if effect == "norm":
@@ -111,7 +113,7 @@ def vector_norm(t: Typing, op: Op) -> list[Dims]:
     order = argument(op, 1, "ord" if "linalg" in op.name else "p", 2)
     where = argument(op, 2, "dim")
     over = dims_of(where, len(t.of(op.args[0])))
-    return _reduced(t, op, over, "" if order in (None, 1, 2, 1.0, 2.0) else "pin")
+    return reduced(t, op, over, "" if order in (None, 1, 2, 1.0, 2.0) else "pin")
 
 
 def along_first(t: Typing, op: Op) -> list[Dims]:

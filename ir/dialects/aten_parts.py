@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import cast
 
 from prunec.ir.dialects.aten_args import FAR, argument, dim_of, path_of
-from prunec.ir.graph import Arg, Op, Ref
+from prunec.ir.graph import Arg, Dim, Op, Ref
 from prunec.ir.infer import Dims, Typing
 from prunec.ir.unify import AxisId
 
 __all__ = [
     "cat",
+    "concatenated",
     "glu",
     "narrow",
     "pad",
+    "pieces",
     "pixel_shuffle",
     "pixel_unshuffle",
     "select",
@@ -162,17 +164,30 @@ def split(t: Typing, op: Op) -> list[Dims] | None:
         t.axes.pin(x[d], f"`{op.name}` cuts a size known at run time")
         return [x[:d] + t.fresh(ty.shape[d : d + 1]) + x[d + 1 :] for ty in op.types]
     sizes = [cast(int, type_.shape[d]) for type_ in op.types]
+    parts = pieces(t, x[d], sizes)
+    if parts is None:
+        return None
+    _split_literals(t, op, parts, sizes)
+    return [x[:d] + [part] + x[d + 1 :] for part in parts]
+
+
+def pieces(t: Typing, axis: AxisId, sizes: list[int]) -> Dims | None:
+    """See an axis as the sum of parts of these sizes; None when it has no such form."""
     parts: Dims = []
-    rest = x[d]
-    for size in sizes[:-1]:
-        pair = t.axes.cut(rest, size)
+    rest = axis
+    for size in sizes:
+        pair: tuple[AxisId, AxisId] | None
+        if size == 0:
+            pair = t.axes.sum([]), rest
+        elif size == t.axes.size(rest):
+            pair = rest, t.axes.sum([])
+        else:
+            pair = t.axes.cut(rest, size)
         if pair is None:
             return None
         parts.append(pair[0])
         rest = pair[1]
-    parts.append(rest)
-    _split_literals(t, op, parts, sizes)
-    return [x[:d] + [part] + x[d + 1 :] for part in parts]
+    return parts
 
 
 def _split_literals(t: Typing, op: Op, parts: Dims, sizes: list[int]) -> None:
@@ -198,17 +213,22 @@ def cat(t: Typing, op: Op) -> list[Dims]:
     operands = [t.of(arg) for arg in cast(tuple[Arg, ...], op.args[0])]
     operands = [dims for dims in operands if len(dims) == rank]
     d = dim_of(argument(op, 1, "dim", 0), rank)
+    return [concatenated(t, operands, d, op.types[0].shape[d])]
+
+
+def concatenated(t: Typing, operands: list[Dims], d: int, size: Dim) -> Dims:
+    """Operands one behind the other in dimension `d`, which then has that size."""
     result = list(operands[0])
     for dims in operands[1:]:
-        for i in range(rank):
+        for i in range(len(result)):
             if i != d:
                 t.axes.unify(result[i], dims[i])
-    if isinstance(op.types[0].shape[d], str):
+    if isinstance(size, str):
         t.pin([dims[d] for dims in operands], "concatenated at a size known at run time")
-        result[d] = t.fresh(op.types[0].shape[d : d + 1])[0]
+        result[d] = t.fresh([size])[0]
     else:
         result[d] = t.axes.sum([dims[d] for dims in operands])
-    return [result]
+    return result
 
 
 def stack(t: Typing, op: Op) -> list[Dims]:

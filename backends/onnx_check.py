@@ -1,0 +1,66 @@
+"""Check an ONNX file that was written: by onnx, and by opening it with ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from prunec.ir.diagnostics import PrunecError, fail
+
+__all__ = ["check_written", "open_session"]
+
+OPENED = 500_000_000
+"""Bytes of weights up to which a written file is opened: ONNX Runtime reads them all."""
+
+
+def check_written(path: Path, original: ir.Model, write: Callable[[], None]) -> None:
+    """Write, and raise P220 when the file is not valid though the original was."""
+    try:
+        write()
+        size = sum(f.stat().st_size for f in path.parent.glob(f"{path.name}*"))
+        if _valid(original):
+            onnx.checker.check_model(str(path))
+        if size <= OPENED:
+            open_session(path)
+    except PrunecError:
+        raise
+    except OSError:
+        raise
+    except Exception as error:  # onnx and ONNX Runtime raise types of their own
+        raise invalid(path, error) from error
+
+
+def _valid(original: ir.Model) -> bool:
+    """Whether onnx's checker has nothing to say of the graph that was read."""
+    model = original.clone()
+    for graph in model.graphs():
+        for value in list(graph.initializers.values()):
+            graph.inputs.append(value) if value not in graph.inputs else None
+            graph.initializers.pop(str(value.name))
+    try:
+        onnx.checker.check_model(ir.to_proto(model))
+    except Exception:
+        return False
+    return True
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """The file as written: what ONNX Runtime makes faster it does for the user."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def invalid(path: Path, error: Exception) -> PrunecError:
+    said = " ".join(str(error).split())[:500]
+    return fail(
+        "P220",
+        f"the ONNX file that was written is not valid: {said}",
+        where=str(path),
+        help="leave onnx out of --format, and report the model",
+    )
