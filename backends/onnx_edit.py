@@ -136,7 +136,7 @@ class _Edit:
             return value
         tensor = self._cut(held, name)
         if value.producer() is None:
-            value.const_value = tensor
+            value.const_value = cast(ir.TensorProtocol, tensor)
         else:
             node = value.producer()
             assert node is not None
@@ -203,7 +203,7 @@ class _Edit:
             ir.Value(name=self._unused(str(v.name)), type=v.type, shape=None) for v in node.outputs
         ]
         self.named |= {str(v.name): v for v in outputs}
-        attributes = [a for a in node.attributes.values() if isinstance(a, ir.Attr)]
+        attributes = list(self.original.nodes[op.result].attributes.values())
         other = ir.Node(
             node.domain, node.op_type, inputs, attributes, outputs=outputs, version=node.version,
             name=f"{node.name}_{outputs[0].name}" if node.name else None,
@@ -260,7 +260,7 @@ class _Edit:
             if node is not None and node.op_type == "Constant":
                 self.graph.remove(node, safe=True)
             elif node is None and value.name in self.graph.initializers:
-                del self.graph.initializers[value.name]
+                del self.graph.initializers[str(value.name)]
 
 
 def _operands(before: Op, after: Op) -> list[tuple[Arg, Arg]]:
@@ -273,5 +273,3 @@ def _same(before: Op, after: Op) -> bool:
 
 def _dtype_of(array: npt.NDArray[Any]) -> ir.DataType:
     return ir.DataType.from_numpy(array.dtype)
-
-

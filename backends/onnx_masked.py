@@ -148,9 +148,7 @@ class _Masking:
             if any(a.name in self.selections for a in atoms(axis))
         ]
 
-    def _gathered(
-        self, value: ir.Value | None, dim: int, keep: Array, before: ir.Node
-    ) -> ir.Value:
+    def _gathered(self, value: ir.Value | None, dim: int, keep: Array, before: ir.Node) -> ir.Value:
         made = self._node("Gather", [value, self._constant(keep.astype(np.int64))], value, dim)
         before.prepend(made)
         return made.outputs[0]
@@ -166,7 +164,11 @@ class _Masking:
         return made.outputs[0]
 
     def _node(
-        self, kind: str, inputs: list[ir.Value | None], like: ir.Value | None, dim: int | None = None
+        self,
+        kind: str,
+        inputs: list[ir.Value | None],
+        like: ir.Value | None,
+        dim: int | None = None,
     ) -> ir.Node:
         self.count += 1
         out = ir.Value(name=f"prunec.mask.{self.count}", type=like.type if like else None)
@@ -177,8 +179,9 @@ class _Masking:
         self.count += 1
         name = f"prunec.mask.{self.count}"
         tensor = ir.tensor(array, name=name)
+        shape = ir.Shape(array.shape)
         value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+            name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor
         )
         self.graph.register_initializer(value)
         return value

@@ -17,7 +17,7 @@ from prunec.frontends.onnx_read import open_model
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph
 
-__all__ = ["OnnxProgram", "OnnxWeights", "read_onnx", "read_model"]
+__all__ = ["OnnxProgram", "OnnxWeights", "read_model", "read_onnx"]
 
 Array = npt.NDArray[Any]
 

@@ -191,4 +191,3 @@ STANDARD: Mapping[str, str] = {
     "com.microsoft.GridSample": "GridSample",
 }
 """Operators with the shapes of a standard one."""
-

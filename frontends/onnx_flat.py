@@ -152,8 +152,8 @@ def _attributes(node: ir.Node, given: Mapping[str, ir.Attr]) -> Iterator[tuple[s
     for name, attribute in node.attributes.items():
         if not attribute.is_ref():
             yield name, attribute
-        elif attribute.ref_attr_name in given:
-            found = given[attribute.ref_attr_name]
+        elif str(attribute.ref_attr_name) in given:
+            found = given[str(attribute.ref_attr_name)]
             yield name, ir.Attr(name, found.type, found.value)
 
 

@@ -242,9 +242,7 @@ class _Import:
         results = tuple(
             f"%{name or step.outputs[0] + f'.{i}'}{copy}" for i, name in enumerate(step.outputs)
         )
-        types = tuple(
-            self._type(name) if name else TensorType("f32") for name in step.outputs
-        )
+        types = tuple(self._type(name) if name else TensorType("f32") for name in step.outputs)
         used = [name for name in step.outputs if name in self.untyped & self.read]
         blind = used or [n for n in (*step.inputs, *step.captured) if n in self.untyped]
         args = tuple(self._arg(step, i, name) for i, name in enumerate(step.inputs))
@@ -315,7 +313,7 @@ class _Import:
             for name, declared in schema.attributes.items():
                 default = declared.default_value
                 if name not in given and default.HasField("type"):
-                    given[name] = _attribute(ir.from_proto(default))
+                    given[name] = _attribute(ir.serde.deserialize_attribute(default))
         if step.shared:
             given["frozen"] = True
         return iter(given.items())

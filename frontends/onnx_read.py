@@ -248,12 +248,12 @@ def _external(
 ) -> Iterator[Diagnostic]:
     try:
         info = ExternalDataInfo(tensor)
-        offset, length = int(info.offset or 0), info.length
-        length = wanted if length is None else int(length)
+        offset = int(info.offset or 0)
+        length = int(info.length) if info.length else wanted
+        location = str(info.location)
     except (ValueError, TypeError, AttributeError):
         yield Diagnostic("P241", "where its data are is not said", where, help=REMEDY)
         return
-    location = info.location or ""
     problem = _misplaced(location, path.parent)
     if problem:
         remedy = "put the data into the folder of the model, as a file of its own"

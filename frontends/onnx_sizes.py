@@ -74,7 +74,9 @@ class _Evaluation:
 
     def _step(self, step: Step) -> None:
         shapes = self._shapes(step)
-        found = [self._completed(name, type_) for name, type_ in zip(step.outputs, shapes)]
+        found = [
+            self._completed(name, type_) for name, type_ in zip(step.outputs, shapes, strict=True)
+        ]
         values = self._values(step, found)
         for name, known, value in zip(step.outputs, found, values, strict=True):
             if name:
@@ -90,7 +92,7 @@ class _Evaluation:
             found = CONTRIB[step.kind](inputs, step.attributes)
             return [
                 Known(dtype, shape) if shape is not None else None
-                for (dtype, shape), _ in zip(_padded(found, len(step.outputs)), step.outputs)
+                for dtype, shape in _padded(found, len(step.outputs))
             ]
         schema = _schema(step)
         return nothing if schema is None else self._inferred(step, schema)

@@ -55,6 +55,7 @@ class Typing:
     normed: dict[int, list[AxisId]] = field(default_factory=dict)
     without_rule: dict[str, int] = field(default_factory=dict)
     sizes: RuntimeSizes = field(default_factory=RuntimeSizes)
+    inner: dict[str, str] = field(default_factory=dict)
     _index: int = 0
     _understood: set[str] = field(default_factory=set)
     _symbols: dict[str, AxisId] = field(default_factory=dict)
@@ -131,11 +132,13 @@ class Typing:
         """The position of the current operation."""
         return self._index
 
-    def define(self, name: str, dims: Dims) -> Ref:
+    def define(self, name: str, dims: Dims, source: Arg = None) -> Ref:
         """Axes of a value inside of the current operation, such as the queries of a layer that
-        projects and attends at once."""
+        projects and attends at once, or those of a weight that it unpacks from `source`."""
         inner = f"{self.graph.ops[self._index].result}.{name}"
         self.dims[inner] = dims
+        if isinstance(source, Ref):
+            self.inner[inner] = source.name
         return Ref(inner)
 
     # -- signatures ---------------------------------------------------------------------

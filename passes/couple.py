@@ -56,7 +56,7 @@ class _Coupler:
             groups,
             pinned,
             self._literals(),
-            tuple(self._contracted(c) for c in self.typing.contractions),
+            tuple(self._contracted(i, c) for i, c in enumerate(self.typing.contractions)),
             {
                 self.graph.ops[i].result: tuple(self._term(a) for a in axes)
                 for i, axes in self.typing.normed.items()
@@ -220,14 +220,14 @@ class _Coupler:
             found.setdefault(self.graph.ops[index].result, {})[path] = terms
         return found
 
-    def _contracted(self, contraction: Contraction) -> Contracted:
+    def _contracted(self, number: int, contraction: Contraction) -> Contracted:
         """Resolve a contraction; attention multiplies twice, over the inside and the keys."""
         pairs: dict[tuple[int, ...], list[AxisId]] = defaultdict(list)
         for axis, places in contraction.contracted:
             pairs[tuple(sorted({i for i, _ in places}))].append(axis)
         steps = tuple(tuple(self._term(a) for a in axes) for axes in pairs.values())
         op = self.graph.ops[contraction.op].result
-        if contraction.op not in self.evidence.attention:
+        if number not in self.evidence.attention:
             return Contracted(op, steps)
         values = contraction.operands[1:3]
         cached = tuple(self._cached(value) for value in values)

@@ -48,9 +48,7 @@ def _removed_by(axes: tuple[Axis, ...], name: str, selection: Selection) -> Mask
     return gone
 
 
-def _ragged(
-    axes: tuple[Axis, ...], dim: int, where: Indices, selection: Selection
-) -> Mask:
+def _ragged(axes: tuple[Axis, ...], dim: int, where: Indices, selection: Selection) -> Mask:
     """The parent may stand in the same dimension or in another one."""
     assert selection.parent is not None
     rank = len(axes)

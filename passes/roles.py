@@ -26,9 +26,15 @@ def convolves(op: Op) -> bool:
     return "conv" in op.name.lower()
 
 
+def dequantizes(op: Op) -> bool:
+    """Whether an operation gives its first operand, stored with scales, as numbers."""
+    return op.name.endswith(".DequantizeLinear")
+
+
 @dataclass
 class Evidence:
-    """What the contractions say of each atom (by representative)."""
+    """What the contractions say of each atom (by representative); `attention` holds the heads of
+    those contractions, by their number, that are one."""
 
     produced: dict[AxisId, list[int]] = field(default_factory=lambda: defaultdict(list))
     consumed: dict[AxisId, list[tuple[int, str, int, str, int]]] = field(
@@ -50,8 +56,9 @@ def sources(graph: Graph) -> dict[str, str | None]:
     found |= {value.name: None for value in graph.inputs}
     for op in graph.ops:
         operands = _chosen_from(graph, op) or op.operands
-        behind = {found.get(name) for name in operands if name in found}
-        origin = behind.pop() if len(behind) == 1 else None
+        behind = list(dict.fromkeys(found.get(name) for name in operands if name in found))
+        alone = len(behind) == 1 or (dequantizes(op) and None not in behind[:1])
+        origin = behind[0] if alone else None
         found |= dict.fromkeys(op.results, origin)
     return found
 
@@ -69,12 +76,13 @@ def gather(typing: Typing) -> Evidence:
     """Collect the evidence of all contractions and residual connections."""
     evidence = Evidence()
     origin = sources(typing.graph)
-    for contraction in typing.contractions:
-        weights = [origin.get(name) for name in contraction.operands]
+    for number, contraction in enumerate(typing.contractions):
+        inner = [typing.inner.get(name, name) for name in contraction.operands]
+        weights = [origin.get(name) for name in inner]
         computed = [i for i, weight in enumerate(weights) if weight is None]
         shared = [holders for _, places in contraction.contracted for holders, _ in places]
         if sum(i in computed for i in set(shared)) >= 2:
-            _attention(typing, contraction, evidence)
+            _attention(typing, number, contraction, evidence)
         else:
             _layer(typing, contraction, weights, evidence)
     _residuals(typing, evidence)
@@ -85,14 +93,14 @@ def _leaves(typing: Typing, axis: AxisId) -> Iterable[AxisId]:
     return dict.fromkeys(typing.axes.leaves(axis))
 
 
-def _attention(typing: Typing, contraction: Contraction, evidence: Evidence) -> None:
+def _attention(typing: Typing, number: int, contraction: Contraction, evidence: Evidence) -> None:
     """Two computed values meet: what is summed is a head's inside, what is shared the heads."""
     shared = {place for _, places in contraction.batch for place in places}
     # a kernel that shares key heads itself: one operand has the product of both kinds of heads
     beside = [item for item in contraction.free if not shared.isdisjoint(item[1])]
     inside = [item for item in contraction.free if shared.isdisjoint(item[1])]
     heads = [axis for axis, _ in (*contraction.batch, *beside)]
-    evidence.attention[contraction.op] = tuple(heads)
+    evidence.attention[number] = tuple(heads)
     for axis, _ in (*contraction.contracted, *inside):
         for leaf in _leaves(typing, axis):
             evidence.votes[leaf]["head_dim"] += 1

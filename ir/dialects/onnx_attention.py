@@ -40,8 +40,7 @@ def _attended(
 
 def _headed(t: Typing, width: AxisId, heads: int) -> tuple[AxisId, AxisId] | None:
     """A width as heads and their insides."""
-    pair = t.axes.split(width, heads) if heads > 1 else (t.axes.UNIT, width)
-    return pair
+    return t.axes.split(width, heads) if heads > 1 else (t.axes.UNIT, width)
 
 
 def _others(t: Typing, op: Op, *reasoned: Arg) -> None:
@@ -251,14 +250,9 @@ def _rotated(t: Typing, op: Op, cos: Arg, sin: Arg, positions: Arg) -> list[Dims
         return None
     if len(x) == 3:
         t.literal(("num_heads",), n)
-    turned, part = d, integer(op, "rotary_embedding_dim")
-    if part and part != t.axes.size(d):
-        pair = t.axes.cut(d, part)
-        if pair is None:
-            return None
-        turned = pair[0]
-    if part:
-        t.literal(("rotary_embedding_dim",), turned)
+    turned = _turned(t, op, d)
+    if turned is None:
+        return None
     angles = t.of(cos)[-1]
     t.axes.unify(angles, t.of(sin)[-1])
     if integer(op, "interleaved"):
@@ -271,6 +265,18 @@ def _rotated(t: Typing, op: Op, cos: Arg, sin: Arg, positions: Arg) -> list[Dims
             if isinstance(positions, Ref):
                 t.axes.mark(axis, "index", "positions select from it")
     return [x]
+
+
+def _turned(t: Typing, op: Op, d: AxisId) -> AxisId | None:
+    """The part of a head that is rotated: its first entries, or all."""
+    part = integer(op, "rotary_embedding_dim")
+    if not part:
+        return d
+    pair = t.axes.cut(d, part) if part != t.axes.size(d) else (d, d)
+    if pair is None:
+        return None
+    t.literal(("rotary_embedding_dim",), pair[0])
+    return pair[0]
 
 
 def embedded(t: Typing, op: Op) -> list[Dims]:

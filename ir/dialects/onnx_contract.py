@@ -149,7 +149,8 @@ def matmul_nbits(t: Typing, op: Op) -> list[Dims] | None:
             _per_block(t, t.of(arg), rows, by_block)
     if isinstance(bias := given(op, 5), Ref):
         t.axes.unify(t.of(bias)[0], rows)
-    operands = [op.args[0], t.define("weight", [rows, t.axes.product([blocks, *inner])])]
+    unpacked = t.define("weight", [rows, t.axes.product([blocks, *inner])], op.args[1])
+    operands = [op.args[0], unpacked]
     return t.apply("... i, o i -> ... o", operands)
 
 

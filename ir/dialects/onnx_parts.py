@@ -199,9 +199,7 @@ def _same_size(t: Typing, bound: Size, parts: Dims) -> bool:
     return True
 
 
-def _literal(
-    t: Typing, path: tuple[int | str, int], given: int, below: Dims, above: Dims
-) -> None:
+def _literal(t: Typing, path: tuple[int | str, int], given: int, below: Dims, above: Dims) -> None:
     """A bound counts from the start, or, when negative, from the end."""
     if given > 0:
         t.literal(path, *below)

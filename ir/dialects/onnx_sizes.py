@@ -1,4 +1,4 @@
-"""Rules of ONNX operations on vectors of sizes, as in `Reshape(x, Concat(Shape(x)[0:1], [12, 64]))`.
+"""Rules of ONNX operations on vectors of sizes: `Reshape(x, Concat(Shape(x)[0:1], [12, 64]))`.
 
 Each entry of such a vector is followed: of which axes it is the size, and where the literals in
 it stand, so that they follow the axes that they turn out to mean. A rule gives None when its
@@ -17,6 +17,9 @@ from prunec.ir.infer import Dims, Rule, Typing
 from prunec.ir.runtime import Literal, Size
 
 __all__ = ["SIZES", "or_sizes", "sizes_only"]
+
+LONGEST = 64
+"""Entries of a vector: more than any tensor has dimensions."""
 
 Vector = tuple[Size, ...]
 Entries = Callable[[Typing, Op, Sequence[Vector]], Vector | None]
@@ -122,9 +125,10 @@ def filled(t: Typing, op: Op, vectors: Sequence[Vector]) -> Vector | None:
     """Ones, or whatever number, as many as the operand says."""
     value = op.kwarg("value")
     number = 0 if value is None else cast(tuple[int, ...], value)[0]
-    if not isinstance(number, int) or len(vectors[0]) != 1:
+    count = vectors[0][0].value if len(vectors[0]) == 1 else -1
+    if not isinstance(number, int) or not 0 <= count <= LONGEST:
         return None
-    return (_constant(number),) * vectors[0][0].value
+    return (_constant(number),) * count
 
 
 def _constant(value: int) -> Size:
@@ -221,9 +225,7 @@ def _broadcast(vectors: Sequence[Vector]) -> list[Vector]:
 _SIZES: Mapping[str, Entries] = {
     "Shape": shape,
     "Size": count,
-    **dict.fromkeys(
-        "Identity Cast Squeeze Unsqueeze Reshape Flatten Expand Abs".split(), same
-    ),
+    **dict.fromkeys("Identity Cast Squeeze Unsqueeze Reshape Flatten Expand Abs".split(), same),
     "Gather": gather,
     "Slice": slice_,
     "Concat": concat,
@@ -247,4 +249,3 @@ _SIZES: Mapping[str, Entries] = {
 
 SIZES: Mapping[str, Entries] = {f"onnx.{name}": rule for name, rule in _SIZES.items()}
 """Operations that graphs compute sizes with; `same` ones pass the entries of their operand on."""
-

@@ -1,0 +1,110 @@
+"""ONNX files that torch exports: the groups that the traced model has, law 1, other sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from onnx_files import Halved, halved
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+from prunec.frontends.torch_hf import trace_hf
+from prunec.ir.dialects.aten import ATEN
+from prunec.passes.couple import couple
+from prunec.passes.coupling import Coupling
+
+TOLERANCE = 1e-5
+"""Relative, float32: masked and sliced sums add the same terms in another order."""
+
+SIZES = ({"batch": 2, "sequence": 17}, {"batch": 3, "sequence": 29})
+
+
+def bert() -> Any:
+    config = BertConfig(
+        vocab_size=101, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=80, max_position_embeddings=64,
+    )  # fmt: skip
+    return BertModel(config, add_pooling_layer=False)
+
+
+def llama() -> Any:
+    config = LlamaConfig(
+        vocab_size=131, hidden_size=48, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, intermediate_size=80, head_dim=8, use_cache=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+class First(torch.nn.Module):
+    """Token ids and a mask in, the first output out."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
+        return result
+
+
+def exported(model: Any, path: Path, dynamo: bool) -> Path:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 64, (2, 13))
+    arguments: dict[str, Any] = {"opset_version": 17}
+    names = {0: "batch", 1: "sequence"}
+    if dynamo:
+        arguments = {"external_data": False}
+        dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+        arguments["dynamic_shapes"] = {"input_ids": dims, "attention_mask": dims}
+    else:
+        arguments["dynamic_axes"] = dict.fromkeys(("input_ids", "attention_mask", "out"), names)
+    torch.onnx.export(
+        First(model.eval()), (ids, torch.ones_like(ids)), str(path), dynamo=dynamo,
+        input_names=["input_ids", "attention_mask"], output_names=["out"], **arguments,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(
+    scope="module", params=["bert-dynamo", "bert-legacy", "llama-dynamo", "llama-legacy"]
+)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    which, how = request.param.split("-")
+    torch.manual_seed(0)
+    model = {"bert": bert, "llama": llama}[which]()
+    folder = tmp_path_factory.mktemp(request.param)
+    path = exported(model, folder / "model.onnx", how == "dynamo")
+    return model, halved(path, folder / "small.onnx")
+
+
+def shape(coupling: Coupling) -> Counter[tuple[str, int]]:
+    """Roles and sizes of the groups within blocks."""
+    return Counter((g.role, g.size) for g in coupling.groups)
+
+
+def test_the_groups_are_those_of_the_traced_model(case: tuple[Any, Halved]) -> None:
+    model, pruned = case
+    assert shape(pruned.coupling) == shape(couple(trace_hf(model).graph, ATEN))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_pruning_is_masking(case: tuple[Any, Halved], sizes: dict[str, int]) -> None:
+    _, pruned = case
+    assert pruned.law(sizes) <= TOLERANCE
+
+
+def test_what_the_user_named_keeps_its_name(case: tuple[Any, Halved]) -> None:
+    _, pruned = case
+    before, after = onnx.load(pruned.path), onnx.load(pruned.out)
+    assert [v.name for v in after.graph.input] == [v.name for v in before.graph.input]
+    assert [v.name for v in after.graph.output] == [v.name for v in before.graph.output]
+    versions = [{e.domain: e.version for e in m.opset_import} for m in (before, after)]
+    assert versions[0] == versions[1]
+    assert after.metadata_props == before.metadata_props
+    assert {n.name for n in before.graph.node} - {n.name for n in after.graph.node} <= {
+        n.name for n in before.graph.node if n.op_type == "Constant"
+    }
