@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
-from onnx.external_data_helper import ExternalDataInfo
 
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 
@@ -247,11 +246,11 @@ def _external(
     tensor: onnx.TensorProto, path: Path, where: str, wanted: int
 ) -> Iterator[Diagnostic]:
     try:
-        info = ExternalDataInfo(tensor)
-        offset = int(info.offset or 0)
-        length = int(info.length) if info.length else wanted
-        location = str(info.location)
-    except (ValueError, TypeError, AttributeError):
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        offset = int(told.get("offset", 0))
+        length = int(told["length"]) if "length" in told else wanted
+        location = told["location"]
+    except (KeyError, ValueError):
         yield Diagnostic("P241", "where its data are is not said", where, help=REMEDY)
         return
     problem = _misplaced(location, path.parent)

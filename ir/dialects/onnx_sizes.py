@@ -124,7 +124,7 @@ def where(t: Typing, op: Op, vectors: Sequence[Vector]) -> Vector:
 def filled(t: Typing, op: Op, vectors: Sequence[Vector]) -> Vector | None:
     """Ones, or whatever number, as many as the operand says."""
     value = op.kwarg("value")
-    number = 0 if value is None else cast(tuple[int, ...], value)[0]
+    number = 0 if value is None else cast("tuple[object, ...]", value)[0]
     count = vectors[0][0].value if len(vectors[0]) == 1 else -1
     if not isinstance(number, int) or not 0 <= count <= LONGEST:
         return None
