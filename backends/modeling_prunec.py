@@ -50,7 +50,7 @@ def shrink(model: nn.Module, section: dict[str, Any]) -> None:
     for path, values in section.get("attributes", {}).items():
         module = _find(model, path, _whole(model, section))
         if module is not None:
-            _set(module, values)
+            set_integers(module, values)
 
 
 def _whole(model: nn.Module, section: dict[str, Any]) -> bool:
@@ -92,10 +92,10 @@ def _shrink_parameters(model: nn.Module, shapes: dict[str, list[int]], required:
         for last, old in module._parameters.items():
             if old is not None and id(old) in smaller:
                 module._parameters[last] = smaller[id(old)]
-                _state_sizes(module)
+                state_sizes(module)
 
 
-def _state_sizes(module: nn.Module) -> None:
+def state_sizes(module: nn.Module) -> None:
     """Make the attributes that state sizes agree with the weight, where the type tells them."""
     weight: Any = getattr(module, "weight", None)
     if weight is None:
@@ -131,7 +131,7 @@ def _taken(buffer: Any, dims: Kept) -> torch.Tensor:
     return torch.as_tensor(buffer)
 
 
-def _set(module: nn.Module, values: dict[str, int]) -> None:
+def set_integers(module: nn.Module, values: dict[str, int]) -> None:
     own = {name: value for name, value in values.items() if not name.startswith("config.")}
     for name, value in own.items():
         setattr(module, name, value)

@@ -12,9 +12,9 @@ from prunec.ir.diagnostics import PrunecError, fail
 
 __all__ = ["CONFIG", "Source", "resolve"]
 
-Kind = Literal["hf", "gguf", "config", "onnx"]
+Kind = Literal["hf", "gguf", "config", "onnx", "module"]
 """`hf` and `gguf` have a folder with config and weights (for `gguf` the converted copy);
-`config` has no weights; `onnx` has no config."""
+`config` has no weights; `onnx` has no config; `module` is in memory and has no files."""
 
 CONFIG = "config.json"
 TOKENIZERS = (

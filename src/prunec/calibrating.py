@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from prunec.progress import Progress
 if TYPE_CHECKING:
     from prunec.frontends.calibration import Calibration, Share
 
-__all__ = ["Calibrated", "Sample", "calibrate"]
+__all__ = ["Calibrated", "Sample", "calibrate", "given_batches"]
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Array]
@@ -93,6 +93,45 @@ def calibrate(loaded: Loaded, options: PruneOptions, progress: Progress) -> Cali
         found.labels,
         _samples(loaded, found, options),
     )
+
+
+def given_batches(loaded: Loaded, batches: Sequence[Inputs], options: PruneOptions) -> Calibrated:
+    """Calibration data that the caller has; the first windows are measured on.
+
+    Raises P135 when there are none, or they are not what the program reads.
+    """
+    from prunec.frontends.calibration import Share
+
+    read = [_as_inputs(loaded, batch, options) for batch in batches]
+    windows = sum(map(_rows, read))
+    if not windows:
+        raise _unfit(options, "there is no batch, or only empty ones")
+    first = {name: array[:HELD_OUT] for name, array in read[0].items()}
+    return Calibrated(
+        tuple(read),
+        {"origin": "batches given by the caller", "windows": windows, "notes": []},
+        (Share("given", "batches given by the caller", 1.0, windows),),
+        (0,) * windows,
+        (Sample(0, first, held_out=False),),
+    )
+
+
+def _as_inputs(loaded: Loaded, batch: Inputs, options: PruneOptions) -> dict[str, Array]:
+    """One batch as the program reads it, of sizes that it was traced with."""
+    inputs = {}
+    for value in loaded.graph.inputs:
+        name = value.name[1:]
+        if name not in batch:
+            raise _unfit(options, f"the model reads {name}, and a batch has no such input")
+        inputs[name] = _as_read(name, batch[name], value.type, options)
+        if _differs(inputs[name], value.type):
+            sizes, traced = list(batch[name].shape), list(value.type.shape)
+            raise _unfit(options, f"{name} is of shape {sizes}, and was traced with {traced}")
+    return inputs
+
+
+def _rows(batch: Inputs) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _read(loaded: Loaded, options: PruneOptions, progress: Progress) -> Calibration:

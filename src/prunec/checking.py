@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from prunec.runners import Runner, open_hf, open_onnx, open_torchscript
 if TYPE_CHECKING:
     from prunec.pipeline import Pruned
 
-__all__ = ["SHAPES", "examples", "relative_difference", "verify"]
+__all__ = ["SHAPES", "examples", "law_1", "relative_difference", "verify"]
 
 Array = npt.NDArray[Any]
 
@@ -34,7 +34,9 @@ sums, and a deep model amplifies that rounding (of either program) past any fixe
 
 
 def examples(pruned: Pruned) -> list[dict[str, Array]]:
-    """Seeded inputs of the program at two shapes; masks are all ones."""
+    """The inputs that a module came with, or seeded ones at two shapes; masks are all ones."""
+    if pruned.loaded.examples:
+        return [dict(feeds) for feeds in pruned.loaded.examples]
     graph = pruned.loaded.graph
     rng = np.random.default_rng(pruned.options.seed)
     vocab = int(getattr(pruned.loaded.config.get_text_config(), "vocab_size", 2))
@@ -80,20 +82,8 @@ def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]
     """Run every format beside the executor, and the executor beside the masked dense program."""
     feeds = examples(pruned)
     with progress.step("Verifying", 1 + len(pruned.options.formats)) as advance:
-        contractions = {c.op for c in pruned.loaded.coupling.contractions}
         wanted = list(execute(pruned.rewritten.graph, pruned.weights, feeds))
-        sliced = list(execute(pruned.rewritten.graph, pruned.weights, feeds, contractions))
-        masked = list(
-            execute_masked(
-                pruned.loaded.coupling,
-                pruned.compressed.selections,
-                pruned.rewritten,
-                pruned.dense_weights,
-                feeds,
-                contractions,
-            )
-        )
-        checks = [_check("law 1", list(zip(sliced, masked, strict=True)))]
+        checks = [law_1(pruned, feeds)]
         advance(1)
         for name in pruned.options.formats:
             runner = OPEN[name](stage)
@@ -101,6 +91,21 @@ def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]
             checks.append(_check(name, list(zip(found, wanted, strict=True))))
             advance(1)
     return tuple(checks)
+
+
+def law_1(pruned: Pruned, feeds: Sequence[Mapping[str, Array]]) -> Check:
+    """Prune = mask: the smaller program beside the dense one with the removed indices zeroed."""
+    contractions = {c.op for c in pruned.loaded.coupling.contractions}
+    sliced = execute(pruned.rewritten.graph, pruned.weights, feeds, contractions)
+    masked = execute_masked(
+        pruned.loaded.coupling,
+        pruned.compressed.selections,
+        pruned.rewritten,
+        pruned.dense_weights,
+        feeds,
+        contractions,
+    )
+    return _check("law 1", list(zip(sliced, masked, strict=True)))
 
 
 def _fed(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -27,7 +27,8 @@ def write_hf(pruned: Pruned, folder: Path, entries: list[Entry]) -> None:
     """
     loaded, layout = pruned.loaded, pruned.layout
     assert layout is not None
-    where: dict[str, Any] = {"architecture": type(loaded.model), "source": loaded.source.folder}
+    source = None if loaded.source.kind == "module" else loaded.source.folder
+    where: dict[str, Any] = {"architecture": type(loaded.model), "source": source}
     if isinstance(layout, Section):
         section = with_kept(layout, pruned.rewritten.kept)
         emit_per_layer(folder, loaded.config, section, entries, **where)

@@ -33,7 +33,7 @@ DTYPES = {"f64": np.float64, "f32": np.float32, "f16": np.float16}
 class Loaded:
     """A model as the passes see it. `stored` are the checkpoint's tensors in their own dtype,
     `weights` everything that the program uses in the dtype that it computes in, `digest` the hash
-    of the source, which takes a while."""
+    of the source, which takes a while, `examples` inputs that a module in memory came with."""
 
     source: Source
     config: Any
@@ -43,6 +43,7 @@ class Loaded:
     stored: Weights
     weights: Weights
     digest: Future[str] | None = None
+    examples: tuple[Mapping[str, Array], ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -147,6 +148,6 @@ def load(
         stored,
         ProgramWeights(coupling.graph, stored, computed),
         digest,
-        traced.warnings,
-        seconds,
+        warnings=traced.warnings,
+        seconds=seconds,
     )

@@ -15,9 +15,12 @@ from prunec.workload import DTYPES, STORED, Workload
 if TYPE_CHECKING:
     from prunec.passes.methods import Method
 
-__all__ = ["FORMATS", "LAYOUTS", "InspectOptions", "PruneOptions"]
+__all__ = ["FORMATS", "GIVEN", "LAYOUTS", "InspectOptions", "PruneOptions"]
 
 AUTO = "auto"
+
+GIVEN = "given batches"
+"""What `calibration` is when batches are handed over instead of being read from a file."""
 
 TEXT_WINDOWS, OWN_WINDOWS, MIXED_WINDOWS = (64, 512), (32, 256), (64, 256)
 """Windows and tokens of each by default: of texts, of what the model writes itself, which takes
@@ -92,7 +95,8 @@ class PruneOptions:
     @property
     def mixture(self) -> tuple[Part, ...]:
         """The sources of calibration data; raises PrunecError (P137) for a mistake in them."""
-        return () if self.calibration in (AUTO, "none") else parse_mixture(self.calibration)
+        named = self.calibration not in (AUTO, GIVEN, "none")
+        return parse_mixture(self.calibration) if named else ()
 
     @property
     def calibration_files(self) -> tuple[Path, ...]:
@@ -201,10 +205,6 @@ class PruneOptions:
                 "--plan",
                 help="drop --target, or drop --plan to make a new plan",
             )
-        if self.out is None and not self.dry_run:
-            yield Diagnostic(
-                "P812", "no output folder given", "-o", help="add -o OUT, or --dry-run for the plan"
-            )
 
     def _unfed(self, method: Method) -> Iterable[Diagnostic]:
         """Choices that need calibration data where there is none."""
@@ -255,7 +255,7 @@ def _positive(option: str, value: int | None) -> Iterable[Diagnostic]:
 
 def _windows(calibration: str) -> tuple[int, int]:
     """How many windows, and tokens in each, by default."""
-    if calibration in (AUTO, "none"):
+    if calibration in (AUTO, GIVEN, "none"):
         return TEXT_WINDOWS
     own = [part.path is None for part in parse_mixture(calibration)]
     if not any(own):

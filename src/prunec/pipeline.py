@@ -49,7 +49,7 @@ from prunec.scratch import Scratch
 from prunec.state import State, kept_state, state_key
 from prunec.summary import inspect_report, prune_report
 
-__all__ = ["Pruned", "inspect", "prune", "run_passes"]
+__all__ = ["Pruned", "inspect", "measured", "prune", "run_passes", "write"]
 
 
 @dataclass
@@ -93,12 +93,12 @@ def prune(options: PruneOptions, progress: Progress | None = None) -> PruneRepor
     progress = progress or Silent()
     if options.dry_run or options.out is None:
         pruned = run_passes(options, progress)
-        return prune_report(pruned, (), (), _measured(pruned, progress))
+        return prune_report(pruned, (), (), measured(pruned, progress))
     with staged(options.out, overwrite=options.overwrite, sources=sources(options)) as stage:
         key = state_key(options, _model_hash(options)) if options.resume else ""
         with kept_state(options.out, key, resume=options.resume) as state:
             pruned = run_passes(options, progress, state)
-            return _write(pruned, stage, progress)
+            return write(pruned, stage, progress)
 
 
 def _model_hash(options: PruneOptions) -> str:
@@ -106,16 +106,25 @@ def _model_hash(options: PruneOptions) -> str:
     return hash_source(path) if path.exists() else options.model
 
 
-def run_passes(options: PruneOptions, progress: Progress, state: State | None = None) -> Pruned:
-    """Everything up to the rewritten program; nothing is written."""
-    loaded = load(
+def run_passes(
+    options: PruneOptions,
+    progress: Progress,
+    state: State | None = None,
+    loaded: Loaded | None = None,
+    given: Calibrated | None = None,
+) -> Pruned:
+    """Everything up to the rewritten program; nothing is written.
+
+    `loaded` is the model where it is there already, `given` calibration data that are.
+    """
+    loaded = loaded or load(
         options.model,
         trust_remote_code=options.trust_remote_code,
         need_weights=True,
         progress=progress,
         hashed=options.out is not None and not options.dry_run,
     )
-    run = _Run(options, loaded, progress, state)
+    run = _Run(options, loaded, progress, state, given)
     return run.from_plan() if options.plan is not None else run.from_target()
 
 
@@ -127,6 +136,7 @@ class _Run:
     loaded: Loaded
     progress: Progress
     state: State | None = None
+    given: Calibrated | None = None
     warnings: list[Diagnostic] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     sloped: bool = False
@@ -156,6 +166,8 @@ class _Run:
         """Calibration data, from the state of an interrupted run when it has them."""
         if not self.options.calibrated:
             return None
+        if self.given is not None:
+            return replace(self.given, budget=self._budget)
         known = load_calibration(self.state) if self.state is not None else None
         if known is not None:
             return replace(known, budget=self._budget)
@@ -322,7 +334,7 @@ class _Run:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def _measured(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+def measured(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
     """The loss by source, timed like the passes."""
     start = time.perf_counter()
     rows = source_rows(pruned, progress)
@@ -330,16 +342,23 @@ def _measured(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
     return rows
 
 
-def _write(pruned: Pruned, stage: Path, progress: Progress) -> PruneReport:
-    """Everything that OUT holds, into the stage folder."""
+def write(
+    pruned: Pruned,
+    stage: Path,
+    progress: Progress,
+    rows: tuple[SourceRow, ...] | None = None,
+) -> PruneReport:
+    """Everything that OUT holds, into the stage folder; `rows` are the losses by source where
+    they are known. A module in memory has no recipe."""
     start = time.perf_counter()
     written = emit(pruned, stage, progress)
     pruned.seconds["write"] = round(time.perf_counter() - start, 3)
     checks = verify(pruned, stage, progress) if pruned.options.verify else ()
     write_plan(plan_document(pruned), stage / Formats.PLAN)
-    assert pruned.loaded.digest is not None, "models that are written have weights"
-    write_recipe(stage / Formats.RECIPE, pruned.options, pruned.loaded.digest.result())
-    report = prune_report(pruned, written, checks, _measured(pruned, progress))
+    if pruned.loaded.digest is not None:
+        write_recipe(stage / Formats.RECIPE, pruned.options, pruned.loaded.digest.result())
+    rows = measured(pruned, progress) if rows is None else rows
+    report = prune_report(pruned, written, checks, rows)
     (stage / Formats.REPORT).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
     (stage / Formats.CARD).write_text(render_card(report), encoding="utf-8")
     return report

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunec.frontends.mixture import parse_mixture
-from prunec.ir.diagnostics import Exit, fail
+from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.options import PruneOptions
 from prunec.output import check_output
 from prunec.planfile import read_plan
@@ -18,6 +18,10 @@ __all__ = ["prune_options"]
 
 RIVALS = {"targets": "plan", "plan": "targets"}
 """Of these only one can be given: what is typed displaces the recipe's."""
+
+NO_OUTPUT = Diagnostic(
+    "P812", "no output folder given", "-o", help="add -o OUT, or --dry-run for the plan"
+)
 
 NAMED = {"model": MODEL, "plan": "plan"}
 """Options that name a file of the recipe, and what it is to the user."""
@@ -41,7 +45,7 @@ def prune_options(typed: Mapping[str, Any], *, as_json: bool = False) -> PruneOp
             help="give a model folder, a hub id, or a .gguf or .onnx file; see prunec prune --help",
             exit_code=Exit.USAGE,
         )
-    options = PruneOptions(**given, json=as_json).settle()
+    options = _settled(PruneOptions(**given, json=as_json))
     if options.plan is not None:
         read_plan(options.plan)
     if options.out is not None and not options.dry_run:
@@ -53,6 +57,18 @@ def sources(options: PruneOptions) -> list[Path]:
     """The files and folders that a run reads and must not replace."""
     named = [Path(options.model).expanduser(), *options.calibration_files]
     return [path for path in named if path.exists()]
+
+
+def _settled(options: PruneOptions) -> PruneOptions:
+    """Settled options of a run that writes, unless it is a dry one."""
+    absent = [] if options.out is not None or options.dry_run else [NO_OUTPUT]
+    try:
+        settled = options.settle()
+    except PrunecError as error:
+        raise PrunecError([*error.diagnostics, *absent], error.exit_code) from None
+    if absent:
+        raise PrunecError(absent, Exit.USAGE)
+    return settled
 
 
 def _with_recipe(typed: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

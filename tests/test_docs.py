@@ -1,0 +1,44 @@
+"""What the documentation shows works: its Python runs, its commands run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from worded import maker
+
+from prunec.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^    \$ (prunec .*)$", re.MULTILINE)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the documentation takes for granted: a model and a text."""
+    source, _ = maker(tmp_path)("decoder")
+    source.path.rename(tmp_path / "smollm2")
+    (tmp_path / "text.txt").write_text("the sea is wide and the land is old " * 400)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_of_docs(desk: Path) -> None:
+    names: dict[str, object] = {"__name__": "docs"}
+    blocks = FENCE.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+    assert len(blocks) >= 9
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    made = {"small", "checked", "embedding", "tuned"}
+    assert made <= {path.name for path in desk.iterdir()}
+
+
+def test_the_commands_of_the_tour(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {line.split()[1] for line in commands} == {"inspect", "prune", "eval", "bench"}
+    for line in commands:
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    assert "prunable groups" in capsys.readouterr().out
