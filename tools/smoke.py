@@ -99,7 +99,7 @@ def check_outputs(out: Path, dense_parameters: int) -> None:
     from transformers import AutoModelForCausalLM
 
     print("files:", *sorted(str(p.relative_to(out)) for p in out.rglob("*")), sep="\n  ")
-    for file in ("plan.json", "report.json", "recipe.yaml", "README.md"):
+    for file in ("plan.json", "report.json", "report.html", "recipe.yaml", "README.md"):
         assert (out / file).is_file(), f"{file} is missing"
     model = AutoModelForCausalLM.from_pretrained(out / "hf")
     left = sum(p.numel() for p in model.parameters()) / dense_parameters

@@ -13,7 +13,7 @@ from prunec.frontends.mixture import parse_mixture
 from prunec.reports import PruneReport, Sizes, SourceRow
 from prunec.show import measured_on, perplexity
 
-__all__ = ["render_card"]
+__all__ = ["SHOWN", "model_name", "render_card", "told_calibration"]
 
 SHOWN: tuple[tuple[str, str], ...] = (
     ("parameters", "params"),
@@ -57,6 +57,13 @@ def model_name(model: str) -> str:
     return (path.resolve().name or model) if path.exists() or path.is_absolute() else model
 
 
+def told_calibration(calibration: str) -> str:
+    """The sources by name: folders of whoever made the model are nobody's business."""
+    if calibration in ("none", "auto"):
+        return calibration
+    return ", ".join(part.name for part in parse_mixture(calibration))
+
+
 def front_matter() -> str:
     return "---\ntags:\n- pruned\n- prunec\n---"
 
@@ -74,14 +81,11 @@ def _costs(dense: Sizes, pruned: Sizes) -> str:
 
 
 def _how(report: PruneReport) -> str:
-    calibration = report.calibration
-    if calibration not in ("none", "auto"):
-        calibration = ", ".join(part.name for part in parse_mixture(calibration))
     facts = {
         "target": ", ".join(target.text for target in report.targets) or "a given plan",
         "method": report.method,
         "restoration": report.restore,
-        "calibration": calibration,
+        "calibration": told_calibration(report.calibration),
         "layout": report.layout,
     }
     lines = [f"| {key} | {markdown(value)} |" for key, value in facts.items()]

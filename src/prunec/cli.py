@@ -242,8 +242,9 @@ def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     """Write a smaller dense version of MODEL to the folder OUT.
 
     Percentages say what remains. OUT appears only when it is whole; it holds the formats in
-    folders, plan.json (what was kept), recipe.yaml (how to repeat it), report.json and a model
-    card. For long runs add --resume from the start: when interrupted, the same command goes on.
+    folders, plan.json (what was kept), recipe.yaml (how to repeat it), report.json, the same as a
+    page (report.html) and a model card. For long runs add --resume from the start: when
+    interrupted, the same command goes on.
     """
     console = _console(as_json)
     with console.working():

@@ -28,6 +28,7 @@ class Formats:
     PLAN = "plan.json"
     RECIPE = "recipe.yaml"
     REPORT = "report.json"
+    PAGE = "report.html"
     CARD = "README.md"
 
 

@@ -28,6 +28,7 @@ from prunec.layout import HfLayout, settle_layout
 from prunec.loading import Loaded, Overlaid, SlicedWeights, load
 from prunec.options import InspectOptions, PruneOptions
 from prunec.output import Formats, staged
+from prunec.page import render_page
 from prunec.passes.allocators import ALLOCATORS, Allocator, Budget
 from prunec.passes.compress import Compressed, compress, sites
 from prunec.passes.criteria import CRITERIA, Random
@@ -361,4 +362,7 @@ def write(
     report = prune_report(pruned, written, checks, rows)
     (stage / Formats.REPORT).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
     (stage / Formats.CARD).write_text(render_card(report), encoding="utf-8")
+    recipe = stage / Formats.RECIPE
+    told = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    (stage / Formats.PAGE).write_text(render_page(report, told), encoding="utf-8")
     return report

@@ -26,6 +26,7 @@ __all__ = [
     "hash_data",
     "hash_source",
     "read_recipe",
+    "versions",
     "write_recipe",
 ]
 
@@ -84,7 +85,7 @@ def write_recipe(path: Path, options: PruneOptions, sha256: str) -> None:
         "model": {"path": _absolute(options.model), "sha256": sha256},
         "options": {name: _as_yaml(options, name) for name in OPTIONS},
         "files": {str(p.absolute()): hash_data(p) for p in named},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
     }
     import yaml
 
@@ -261,8 +262,9 @@ def _absolute(model: str) -> str:
     return str(path.absolute()) if path.exists() else model
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what a run gives."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -142,7 +142,10 @@ class WrittenFormat:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What `prunec prune` did, or would do with `--dry-run`."""
+    """What `prunec prune` did, or would do with `--dry-run`.
+
+    `remote_code` says that Python code of the model was allowed to run.
+    """
 
     model: str
     out: str | None
@@ -161,6 +164,9 @@ class PruneReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    remote_code: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> Exit:

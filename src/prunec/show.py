@@ -11,7 +11,16 @@ from itertools import groupby
 from prunec.console import Console
 from prunec.reports import GroupRow, InspectReport, PinRow, PruneReport, Sizes, SourceRow
 
-__all__ = ["amount", "measured_on", "perplexity", "show_inspect", "show_prune"]
+__all__ = [
+    "alike",
+    "amount",
+    "kind_of_pin",
+    "measured_on",
+    "patterns",
+    "perplexity",
+    "show_inspect",
+    "show_prune",
+]
 
 MOST_PLACES = 4
 MOST_REASONS = 20
@@ -44,7 +53,7 @@ def show_inspect(report: InspectReport, console: Console) -> None:
     title = f"costs at batch {sizes.batch}, length {sizes.length}"
     console.table(title, ("cost", ">dense"), [(n, amount(v)) for n, v in _sizes(sizes)])
     free = [group for group in report.groups if not group.pinned]
-    rows = [_role_row(rows) for rows in _alike(free)]
+    rows = [_role_row(rows) for rows in alike(free)]
     columns = ("role", ">size", ">groups", ">layers", ">params per index", "places")
     console.table("prunable groups", columns, rows)
     _show_pins(report, console)
@@ -133,8 +142,8 @@ def _show_pins(report: InspectReport, console: Console) -> None:
     ]
     if not pins:
         return
-    counts = Counter(_kind(pin.reason) for pin in pins)
-    examples = {_kind(pin.reason): pin for pin in reversed(pins)}
+    counts = Counter(kind_of_pin(pin.reason) for pin in pins)
+    examples = {kind_of_pin(pin.reason): pin for pin in reversed(pins)}
     rows = [
         (reason, count, f"{examples[reason].axis} at {_first(examples[reason].where)}")
         for reason, count in counts.most_common(MOST_REASONS)
@@ -150,11 +159,11 @@ def _sizes(sizes: Sizes) -> list[tuple[str, int]]:
     return [(name, value) for name, value in known if value]
 
 
-def _alike(groups: Iterable[GroupRow]) -> list[list[GroupRow]]:
+def alike(groups: Iterable[GroupRow]) -> list[list[GroupRow]]:
     """Groups that differ by nothing but their layer."""
 
     def likeness(group: GroupRow) -> tuple[str, int, str]:
-        return (group.role, group.size, " ".join(_patterns(group)))
+        return (group.role, group.size, " ".join(patterns(group)))
 
     ordered = sorted(groups, key=likeness)
     return [list(rows) for _, rows in groupby(ordered, key=likeness)]
@@ -168,9 +177,9 @@ def _by_role(groups: Iterable[GroupRow]) -> list[list[GroupRow]]:
 def _role_row(groups: Sequence[GroupRow]) -> tuple[object, ...]:
     first = groups[0]
     layers = {group.layer for group in groups if group.layer}
-    patterns = _patterns(first)
-    shown = ", ".join(patterns[:MOST_PLACES])
-    more = f", ... ({len(patterns)} in all)" if len(patterns) > MOST_PLACES else ""
+    places = patterns(first)
+    shown = ", ".join(places[:MOST_PLACES])
+    more = f", ... ({len(places)} in all)" if len(places) > MOST_PLACES else ""
     return (
         first.role or "-",
         first.size,
@@ -191,12 +200,12 @@ def _span(values: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _patterns(group: GroupRow) -> list[str]:
+def patterns(group: GroupRow) -> list[str]:
     """Places with layer numbers left out, each once: `layers.*.mlp.up_proj.weight[0]`."""
     return list(dict.fromkeys(f"{NUMBERED.sub('*', name)}[{dim}]" for name, dim in group.places))
 
 
-def _kind(reason: str) -> str:
+def kind_of_pin(reason: str) -> str:
     """A reason without the operation it quotes and the layer it names, to count alike ones."""
     return NUMBERED.sub("*", QUOTED.sub("", reason))
 

@@ -11,6 +11,7 @@ from prunec.metering import Meter
 from prunec.options import InspectOptions, PruneOptions
 from prunec.passes.cost import Polynomial
 from prunec.passes.coupling import Group
+from prunec.recipe import versions
 from prunec.reports import (
     Check,
     GroupRow,
@@ -127,6 +128,9 @@ def prune_report(
         seconds=pruned.seconds,
         warnings=tuple(pruned.warnings),
         notes=notes,
+        seed=options.seed,
+        remote_code=options.trust_remote_code,
+        versions=versions(),
     )
 
 
