@@ -21,7 +21,16 @@ from prunec.backends.hf_section import Section, merged
 from prunec.backends.safetensors_writer import Entry, write
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 
-__all__ = ["CODE", "auto_map", "copy_small_files", "emit_per_layer", "emit_uniform", "own_class"]
+__all__ = [
+    "CODE",
+    "auto_map",
+    "copy_small_files",
+    "emit_per_layer",
+    "emit_trained",
+    "emit_uniform",
+    "first_names",
+    "own_class",
+]
 
 CODE = Path(modeling_prunec.__file__)
 """The loading code that goes with per-layer checkpoints, byte for byte."""
@@ -99,6 +108,24 @@ def emit_per_layer(
     shutil.copyfile(CODE, folder / CODE.name)
 
 
+def emit_trained(folder: Path, source: Path, model: Any, entries: Iterable[Entry]) -> None:
+    """Write the checkpoint in `source` with other values: its configuration, code and small files
+    stay byte for byte. `model` is what they build, on the meta device. Raises P610 as
+    `emit_uniform` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "model.safetensors", _checked(model, list(entries)), {"format": "pt"})
+    for file in ("config.json", *(path.name for path in source.glob("*.py"))):
+        shutil.copyfile(source / file, folder / file)
+    copy_small_files(source, folder)
+
+
+def first_names(model: Any) -> dict[str, str]:
+    """For each name in the state dict the first name of the same tensor: tied ones share one."""
+    first: dict[int, str] = {}
+    kept = model.state_dict(keep_vars=True)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in kept.items()}
+
+
 def own_class(config: Any) -> Any:
     """The class that loads a per-layer checkpoint of prunec's, from the installed code."""
     name = modeling_prunec.PREFIX + config.prunec["architecture"]
@@ -157,9 +184,7 @@ def _checked(model: Any, entries: list[Entry]) -> list[Entry]:
 
     Raises P610 for a tensor that is missing, not asked for, or of another shape.
     """
-    first: dict[int, str] = {}
-    kept = model.state_dict(keep_vars=True)
-    name_of = {name: first.setdefault(id(tensor), name) for name, tensor in kept.items()}
+    name_of = first_names(model)
     wanted = shapes(model)
     found: dict[str, Entry] = {}
     for entry in entries:

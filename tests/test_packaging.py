@@ -25,7 +25,11 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 
 def folders_with_code() -> dict[str, Path]:
     """Package name -> folder, for each folder on the disk that holds Python files."""
-    found = {"prunec": ROOT / "src" / "prunec"}
+    home = ROOT / "src" / "prunec"
+    found = {"prunec": home}
+    for folder in home.iterdir():
+        if not folder.is_symlink() and any(folder.glob("*.py")):
+            found[f"prunec.{folder.name}"] = folder
     for name in FOLDERS:
         for file in (ROOT / name).rglob("*.py"):
             parts = file.parent.relative_to(ROOT).parts

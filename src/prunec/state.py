@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from prunec.options import PruneOptions
 from prunec.output import beside
 
-__all__ = ["State", "kept_state", "state_key"]
+__all__ = ["State", "forget_state", "kept_state", "key_of", "state_key"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -61,7 +61,7 @@ class State:
 
 
 def state_key(options: PruneOptions, sha256: str) -> str:
-    """What a state is of: everything that decides the result, and the hash of the model."""
+    """What the state of a pruning run is of: the model, and all options that decide the result."""
     told = replace(
         options,
         out=None,
@@ -72,9 +72,15 @@ def state_key(options: PruneOptions, sha256: str) -> str:
         resume=True,
         activation_budget=0,
     )
-    named = [f for path in told.calibration_files for f in (path, *sorted(path.rglob("*")))]
-    files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in named]
-    return hashlib.sha256(repr((told, files, sha256)).encode()).hexdigest()
+    return key_of(told, told.calibration_files, sha256)
+
+
+def key_of(decides: object, files: Sequence[Path], *models: str) -> str:
+    """What a state is of: all that `decides` the result (it prints alike when it is alike), the
+    files and folders of data, and the hashes of the models."""
+    named = [f for path in files for f in (path, *sorted(path.rglob("*")))]
+    data = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in named]
+    return hashlib.sha256(repr((decides, data, models)).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -91,9 +97,15 @@ def kept_state(out: Path, key: str, *, resume: bool) -> Iterator[State | None]:
     try:
         yield State(folder) if resume else None
     except BaseException:
-        if not any(folder.glob("*.npz")):  # nothing done yet that is worth keeping
+        if all(entry.name == KEY for entry in folder.glob("*")):  # nothing done worth keeping
             shutil.rmtree(folder, ignore_errors=True)
         raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_state(out: Path) -> None:
+    """Throw away what an interrupted run has kept beside OUT; the caller holds OUT's lock."""
+    folder = beside(Path(os.path.realpath(out.expanduser())), "state")
     shutil.rmtree(folder, ignore_errors=True)
 
 

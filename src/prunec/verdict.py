@@ -58,6 +58,7 @@ EXTRAS = {
     "huggingface_hub": "torch",
     "onnxscript": "torch",
     "openvino": "all",
+    "peft": "recover",
     "safetensors": "torch",
     "sentencepiece": "torch",
     "torch": "torch",

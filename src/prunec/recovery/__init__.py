@@ -1,0 +1,1 @@
+"""Recovery: a short training that gives a pruned model its quality back."""
