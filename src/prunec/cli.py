@@ -5,72 +5,18 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prunec import __version__
+from prunec.command import FILE, JSON, MODEL, TRUST, Grouped, listed, option
 
 if TYPE_CHECKING:
     from prunec.console import Console
 
 __all__ = ["main"]
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-Decorator = Callable[[Function], Function]
-
-
-class Grouped(click.Command):
-    """A command whose options are listed under headings; the epilog keeps its line breaks."""
-
-    headings: dict[str, str]
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record is None:
-                continue
-            heading = getattr(param, "heading", None) or "General"
-            sections.setdefault(heading, []).append(record)
-        general = sections.pop("General", [])
-        for heading, records in [*sections.items(), ("General", general)]:
-            with formatter.section(heading):
-                formatter.write_dl(records)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if not self.epilog:
-            return
-        with formatter.section("Examples"):
-            for line in self.epilog.strip().splitlines():
-                formatter.write(f"  {line.strip()}\n" if line.strip() else "\n")
-
-
-class Headed(click.Option):
-    """An option that knows the heading it is listed under."""
-
-    def __init__(self, *args: Any, heading: str = "General", **kwargs: Any) -> None:
-        self.heading = heading
-        super().__init__(*args, **kwargs)
-
-
-def option(*names: str, heading: str = "General", **kwargs: Any) -> Decorator[Any]:
-    return click.option(*names, cls=Headed, heading=heading, **kwargs)
-
-
-def _listed(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Split `hf,onnx` into its parts."""
-    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
-
-
-MODEL = click.argument("model")
-JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-TRUST = option(
-    "--trust-remote-code", is_flag=True, help="Run the Python code that the model brings."
-)
-FILE = click.Path(path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -121,6 +67,7 @@ def inspect(model: str, trust_remote_code: bool, as_json: bool) -> None:
 WHAT = "What to remove"
 HOW = "How"
 WRITE = "What to write"
+LEARN = "What to learn"
 
 
 @cli.command(
@@ -167,7 +114,7 @@ WRITE = "What to write"
 @option(
     "--groups",
     metavar="ROLE,...",
-    callback=_listed,
+    callback=listed,
     heading=WHAT,
     help="Only groups with these roles, such as neuron,query_head; see `prunec inspect`.",
 )
@@ -220,7 +167,7 @@ WRITE = "What to write"
     "--format",
     "formats",
     metavar="NAME,...",
-    callback=_listed,
+    callback=listed,
     heading=WRITE,
     help="hf, onnx, torchscript. Default: the kind that MODEL is.",
 )
@@ -304,6 +251,89 @@ def evaluate(as_json: bool, **given: Any) -> None:
         console.document(report.to_json())
     else:
         show_eval(report, console)
+
+
+@cli.command(
+    cls=Grouped,
+    short_help="Train a pruned model briefly, to get its quality back.",
+    epilog="""
+    prunec recover ./small -o healed --teacher ./smollm2 --data train.txt
+    prunec recover ./small -o healed --teacher ./smollm2 --data self --steps 500 --resume
+    prunec recover ./small -o healed --data train.txt --train full --loss ce
+    prunec recover ./small -o healed --teacher ./smollm2 --data a.txt:0.8,b.txt:0.2 --loss kl,ce=0.2
+    """,
+)
+@click.argument("model", metavar="PRUNED")
+@option("-o", "--out", type=FILE, required=True, heading=WRITE, help="The folder to write.")
+@option("--teacher", metavar="DENSE", heading=LEARN, help="The model that PRUNED was made from.")
+@option(
+    "--data",
+    metavar="SOURCE[:WEIGHT],...",
+    required=True,
+    heading=LEARN,
+    help="What to train on: as --calibration of prune; self: the teacher writes the text.",
+)
+@option(
+    "--loss",
+    "losses",
+    metavar="NAME[=WEIGHT],...",
+    default="",
+    heading=LEARN,
+    help="kl: divergence from the teacher's distribution of the next token; ce: cross-entropy of "
+    "the text; hidden: states of the layers; output: the first output. [kl, or what fits]",
+)
+@option("--top-k", type=int, default=64, metavar="N", heading=LEARN,
+        help="Tokens of the teacher's distribution that kl looks at; 0: all. [64]")  # fmt: skip
+@option("--store-logits", is_flag=True, heading=LEARN,
+        help="Run the teacher over the data once, before training, and let it go.")  # fmt: skip
+@option(
+    "--train",
+    metavar="WHAT",
+    default="lora",
+    heading=HOW,
+    help="lora (default): adapters, merged at the end; qlora: the same beside weights in four "
+    "bits; full; last:N: the last N layers.",
+)
+@option("--rank", type=int, default=16, metavar="N", heading=HOW, help="Of the adapters. [16]")
+@option("--steps", type=int, default=300, metavar="N", heading=HOW, help="[300]")
+@option("--batch", type=int, default=8, metavar="N", heading=HOW, help="Windows in a step. [8]")
+@option("--length", type=int, default=256, metavar="N", heading=HOW, help="Tokens of one. [256]")
+@option("--samples", type=int, metavar="N", heading=HOW,
+        help="Windows to read; they are read again when there are more steps. [steps x batch; "
+        "256 with self]")  # fmt: skip
+@option("--lr", type=float, metavar="RATE", heading=HOW,
+        help="Highest learning rate. [lora 5e-4, full 5e-5, last 1e-4]")  # fmt: skip
+@option("--precision", default="float32", metavar="NAME", heading=HOW,
+        help="float32 (default) or bfloat16.")  # fmt: skip
+@option("--save-every", type=int, default=50, metavar="N", heading=HOW,
+        help="Steps between checkpoints, and looks at the held-out windows. [50]")  # fmt: skip
+@option("--patience", type=int, metavar="N", heading=HOW,
+        help="Stop after so many looks without a better one.")  # fmt: skip
+@option("--seed", type=int, default=0, metavar="N", heading=HOW, help="For order and adapters. [0]")
+@option("--overwrite", is_flag=True, heading=WRITE, help="Replace OUT when all is done.")
+@option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted run.")
+@TRUST
+@JSON
+def recover(as_json: bool, **given: Any) -> None:
+    """Train PRUNED, a folder that prune wrote or any Hugging Face model, and write it to OUT.
+
+    Windows of the data are held out: the report tells the loss on them before and after, and the
+    weights that were best on them are kept. Checkpoints lie beside OUT until it is whole; when a
+    run was interrupted, the same command with --resume goes on and ends with the same result.
+    """
+    console = _console(as_json)
+    with console.working():
+        from prunec.recovery.options import RecoverOptions
+
+        options = RecoverOptions(**given).settle()
+        from prunec.recovery.run import recover as run  # heavy: after all that can go wrong at once
+        from prunec.recovery.show import show_recover
+
+        report = run(options, console)
+    if as_json:
+        console.document(report.to_json())
+    else:
+        show_recover(report, console)
 
 
 @cli.command(

@@ -36,7 +36,7 @@ class _Logsumexp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         total = torch.full(logits.shape[:-1], -torch.inf, device=logits.device)
-        for part in logits.split(CHUNK, -1):
+        for (part,) in _chunks(logits):
             total = torch.logaddexp(total, part.float().logsumexp(-1))
         ctx.save_for_backward(logits, total)
         return total
@@ -53,7 +53,7 @@ class _Logsumexp(torch.autograd.Function):
 class _ForwardKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        totals = [_Logsumexp.apply(logits)[..., None] for logits in (student, teacher)]
+        totals = [logsumexp(logits)[..., None] for logits in (student, teacher)]
         found = torch.zeros(student.shape[:-1], device=student.device)
         for own, wanted in _chunks(student, teacher):
             log_q, log_p = own.float() - totals[0], wanted.float() - totals[1]
@@ -73,14 +73,14 @@ class _ForwardKL(torch.autograd.Function):
 
 def logsumexp(logits: Tensor) -> Tensor:
     """The logarithm of the sum of exponentials over the last dimension, in float32."""
-    found: Tensor = _Logsumexp.apply(logits)
+    found: Tensor = _Logsumexp.apply(logits)  # type: ignore[no-untyped-call]
     return found
 
 
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher || student) at each position of two logits (..., vocabulary), in nats, shape
     (...); gradients reach the student alone."""
-    found: Tensor = _ForwardKL.apply(student, teacher)
+    found: Tensor = _ForwardKL.apply(student, teacher)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -120,4 +120,5 @@ def relative_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(tensor.split(CHUNK, -1) for tensor in tensors), strict=True)
+    for start in range(0, tensors[0].shape[-1], CHUNK):
+        yield tuple(tensor[..., start : start + CHUNK] for tensor in tensors)

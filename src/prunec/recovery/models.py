@@ -113,9 +113,10 @@ def _apart(fact: str) -> PrunecError:
 
 
 def _four_bits(config: Any) -> Any:
-    from transformers import BitsAndBytesConfig
+    import transformers
 
-    config.quantization_config = BitsAndBytesConfig(
+    made: Any = transformers.BitsAndBytesConfig
+    config.quantization_config = made(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,18 @@ from prunec.recovery.teacher import TOKENS, Batch, Outputs, Teacher, run_model
 __all__ = ["Objective", "settle_losses"]
 
 MASK, DECODED = "attention_mask", "decoder_input_ids"
+
+COMPARED: dict[str, tuple[Callable[[Outputs], Tensor | None], str, str, str]] = {
+    "kl": (lambda said: said.logits, "divergence needs logits for every token",
+           "tokens in the vocabulary", "output"),
+    "hidden": (lambda said: said.hidden[-1] if said.hidden else None,
+               "the model does not give the states of its layers",
+               "features in hidden states", "output"),
+    "output": (lambda said: said.first, "the model gives no tensor",
+               "features in the output", "kl"),
+}  # fmt: skip
+"""What of the outputs a loss compares, what is wrong where they lack it, what it counts, and the
+loss to use then."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +83,12 @@ def _unfit(name: str, own: Outputs, wanted: Outputs | None, writes: bool) -> Ite
             yield _impossible("cross-entropy needs a model that predicts the next token", "kl")
         return
     assert wanted is not None, "options are settled"
-    match name:
-        case "kl" if own.logits is None or wanted.logits is None:
-            yield _impossible("divergence needs logits for every token", "output")
-        case "kl" if own.logits.shape[-1] != wanted.logits.shape[-1]:
-            yield _apart("tokens in the vocabulary", own.logits, wanted.logits)
-        case "hidden" if not own.hidden or not wanted.hidden:
-            yield _impossible("the model does not give the states of its layers", "output")
-        case "hidden" if own.hidden[-1].shape[-1] != wanted.hidden[-1].shape[-1]:
-            yield _apart("features in hidden states", own.hidden[-1], wanted.hidden[-1])
-        case "output" if own.first is None or wanted.first is None:
-            yield _impossible("the model gives no tensor", "kl")
-        case "output" if own.first.shape != wanted.first.shape:
-            yield _apart("features in the output", own.first, wanted.first)
+    compared, lacks, what, other = COMPARED[name]
+    pair = compared(own), compared(wanted)
+    if pair[0] is None or pair[1] is None:
+        yield _impossible(lacks, other)
+    elif pair[0].shape[-1] != pair[1].shape[-1]:
+        yield _apart(what, pair[0], pair[1])
 
 
 def _impossible(fact: str, other: str) -> PrunecError:

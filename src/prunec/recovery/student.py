@@ -7,7 +7,7 @@ and is left alone where that matrix is the output head or shared with an embeddi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,13 @@ class Student:
             return {name: Update(value) for name, value in self.state().items()}
         return {
             f"{path}.weight": Update(layer.get_delta_weight("default").detach(), added=True)
-            for path, layer in self.base.named_modules()
-            if isinstance(layer, LoraLayer)
+            for path, layer in self._adapters()
         }
+
+    def _adapters(self) -> Iterator[tuple[str, Any]]:
+        for path, layer in self.base.named_modules():
+            if isinstance(layer, LoraLayer):
+                yield path, layer
 
 
 def student(model: nn.Module, scope: Scope, rank: int, seed: int) -> Student:
@@ -98,10 +102,12 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The layers that a model stacks: of its lists of modules the one with most parameters."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    if not lists:
-        return []
-    return list(max(lists, key=lambda found: sum(p.numel() for p in found.parameters())))
+    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
+    return max(lists, key=_numel, default=[])
+
+
+def _numel(modules: Sequence[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def _adapted(model: nn.Module, scope: Scope, rank: int, seed: int) -> Student:
@@ -112,11 +118,12 @@ def _adapted(model: nn.Module, scope: Scope, rank: int, seed: int) -> Student:
         )
     _check_rank(layers, rank)
     if scope.kind == "qlora":
-        model = prepare_model_for_kbit_training(model)
+        prepare: Any = prepare_model_for_kbit_training
+        model = prepare(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(
-            model,  # type: ignore[arg-type]
+            model,
             LoraConfig(
                 r=rank,
                 lora_alpha=SCALE * rank,

@@ -104,7 +104,11 @@ def held_out_loss(objective: Objective, model: nn.Module, held: Sequence[Batch])
     return total / len(held)
 
 
-class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
+class _Trainer(Trainer):
+    student: Student
+    objective: Objective
+    rows: Rows
+
     def __init__(
         self,
         student: Student,
@@ -115,7 +119,8 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         folder: Path,
         advance: Callable[[int], None],
     ) -> None:
-        self.student, self.objective, self.held, self.folder = student, objective, held, folder
+        self.student, self.objective, self.rows = student, objective, rows
+        self.held, self.folder = held, folder
         callbacks: list[TrainerCallback] = [_Advance(advance)]
         if lesson.patience is not None:
             callbacks.append(EarlyStoppingCallback(lesson.patience))
@@ -130,7 +135,7 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.loss_is_scaled_for_ga = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(self.rows)
 
     def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
         return self.objective(model, inputs)
@@ -142,7 +147,7 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        metrics = {HELD_LOSS: held_out_loss(self.objective, self.model, self.held)}
+        metrics = {HELD_LOSS: held_out_loss(self.objective, self.student.module, self.held)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
