@@ -1,11 +1,14 @@
-"""Give memory that was freed back to the system."""
+"""How much memory activations may take, and giving freed memory back to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
-__all__ = ["trim"]
+__all__ = ["BUDGET", "trim"]
+
+BUDGET = 256 << 20
+"""Bytes of live values kept in memory by default."""
 
 
 def trim() -> None:

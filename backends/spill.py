@@ -9,12 +9,10 @@ from types import TracebackType
 
 import torch
 
+from prunec.backends.heap import BUDGET
 from prunec.backends.interpreter import Env
 
 __all__ = ["BUDGET", "Spill", "nbytes"]
-
-BUDGET = 256 << 20
-"""Bytes of live values kept in memory by default."""
 
 Key = tuple[int, int]
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from prunec.frontends.arrays import Array
-from prunec.frontends.inputs import ARRAYS, TOKENS, Inputs, Progress, Reader
+from prunec.frontends.given import ARRAYS, TOKENS, Inputs, Progress, Reads
 from prunec.frontends.mixture import SELF, Part, deal, interleave, parse_mixture
 from prunec.frontends.source import Source
 from prunec.frontends.text import detokenise_wikitext, windows
 from prunec.ir.diagnostics import Exit, fail
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "SELF",
@@ -27,6 +30,7 @@ __all__ = [
     "Share",
     "calibration",
     "detokenise_wikitext",
+    "gathered",
     "windows",
 ]
 
@@ -109,8 +113,15 @@ def calibration(
     Token ids and masks are int64, images float32. Fewer windows than asked for, or shorter ones,
     are noted. Raises P130 to P141, and P101 to P124 where the model has to be loaded.
     """
-    parts = parse_mixture(spec)
+    from prunec.frontends.inputs import Reader
+
     reader = Reader(source, model, length, seed, progress)
+    return gathered(reader, spec, n, held_out=held_out)
+
+
+def gathered(reader: Reads, spec: str, n: int, *, held_out: int = 0) -> Calibration:
+    """`n` windows of what `spec` names, and of each source `held_out` more where it has them."""
+    parts = parse_mixture(spec)
     counts = deal(n, [part.weight for part in parts])
     found = [
         _read(reader, part, count, held_out)
@@ -139,7 +150,7 @@ class _Found:
     rest: list[int]
 
 
-def _read(reader: Reader, part: Part, count: int, held_out: int) -> _Found:
+def _read(reader: Reads, part: Part, count: int, held_out: int) -> _Found:
     """Windows beyond `count` are held out, from places spread evenly over the source."""
     inputs = reader.read(part, count + held_out)
     spare = max(0, len(inputs) - count)

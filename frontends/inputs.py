@@ -12,8 +12,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from prunec.frontends.arrays import Array, bad_arrays, read_arrays
+from prunec.frontends.given import ARRAYS, MASK, TOKENS, Inputs, Progress
 from prunec.frontends.hf import load_model
 from prunec.frontends.mixture import Part
 from prunec.frontends.noise import noise_images, noise_tokens
@@ -40,26 +40,9 @@ from prunec.ir.diagnostics import Exit, fail
 
 __all__ = ["ARRAYS", "MASK", "TOKENS", "Inputs", "Progress", "Reader"]
 
-Progress = Callable[[int, int], None]
-"""Called with what is done and what there is to do, in tokens."""
-
-TOKENS, MASK, DECODED, PIXELS = "input_ids", "attention_mask", "decoder_input_ids", "pixel_values"
-ARRAYS = "arrays"
-"""What the origin of inputs begins with that were read as arrays."""
+DECODED, PIXELS = "decoder_input_ids", "pixel_values"
 IMAGE_SIZE = 224
 """Side of the images where neither model nor processor says; convolutions take any size."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Inputs by name, one row a window in the first dimension, and what to know of them."""
-
-    arrays: dict[str, Array]
-    origin: str
-    notes: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
 
 
 @dataclass(frozen=True)

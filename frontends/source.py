@@ -99,7 +99,8 @@ def _looks_local(model: str, path: Path) -> bool:
 def _file(model: str, path: Path, need_weights: bool, trust: bool) -> Source:
     match path.suffix.lower():
         case ".onnx":
-            return Source("onnx", model, path, None, None)
+            beside = any((path.parent / name).is_file() for name in TOKENIZERS)
+            return Source("onnx", model, path, None, None, tokenizer=beside)
         case ".gguf":
             return _gguf(model, path, need_weights, trust)
         case ".json" if need_weights:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from prunec.backends.heap import trim
-from prunec.backends.spill import BUDGET
+from prunec.backends.heap import BUDGET, trim
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.ir.graph import TensorType
 from prunec.loading import Loaded
@@ -28,6 +27,9 @@ Inputs = Mapping[str, Array]
 TOKENS = "input_ids"
 TOKENS_AT_ONCE = 2048
 """Tokens of one batch: enough to keep matrix products efficient, few enough for one block."""
+
+NARROW = {"i32": np.int32, "f16": np.float16, "f64": np.float64, "u8": np.uint8, "i8": np.int8}
+"""Dtypes that ONNX files read and no traced program does."""
 
 HELD_OUT, MEASURED = 4, 16
 """Windows held out of each source to measure on, and about how many of all sources together."""
@@ -79,11 +81,13 @@ def calibrate(loaded: Loaded, options: PruneOptions, progress: Progress) -> Cali
     rows = found.inputs.get(TOKENS)
     length = options.calibration_length if rows is None else rows.shape[1]
     assert length is not None, "options are settled"
-    width = max(1, TOKENS_AT_ONCE // length)
+    width = _width(loaded, length)
     batches = [
         {name: array[start : start + width] for name, array in main.items()}
         for start in range(0, len(found), width)
     ]
+    if loaded.file is not None and len(batches) > 1:  # a last one that is not full may not fit
+        batches = [batch for batch in batches if _rows(batch) == width]
     trim()  # tokenising a long text takes hundreds of megabytes
     described = {"origin": found.origin, "windows": len(found), "tokens": found.tokens}
     return Calibrated(
@@ -93,6 +97,15 @@ def calibrate(loaded: Loaded, options: PruneOptions, progress: Progress) -> Cali
         found.labels,
         _samples(loaded, found, options),
     )
+
+
+def _width(loaded: Loaded, length: int) -> int:
+    """Windows in a batch: as many as the program reads at once, where it says."""
+    fixed = [value.type.shape[0] for value in loaded.graph.inputs if value.type.shape]
+    sizes = [size for size in fixed if isinstance(size, int)]
+    if loaded.file is not None and sizes:
+        return min(sizes)
+    return max(1, TOKENS_AT_ONCE // length)
 
 
 def given_batches(loaded: Loaded, batches: Sequence[Inputs], options: PruneOptions) -> Calibrated:
@@ -135,11 +148,17 @@ def _rows(batch: Inputs) -> int:
 
 
 def _read(loaded: Loaded, options: PruneOptions, progress: Progress) -> Calibration:
-    from prunec.frontends.calibration import calibration
+    from prunec.frontends.calibration import calibration, gathered
 
     samples, length = options.calibration_samples, options.calibration_length
     assert samples is not None, "options are settled"
     assert length is not None, "options are settled"
+    held_out = max(1, min(HELD_OUT, MEASURED // len(options.mixture)))
+    if loaded.file is not None:
+        from prunec.frontends.onnx_inputs import OnnxReader
+
+        reader = OnnxReader(loaded.source, loaded.graph, length, options.seed)
+        return gathered(reader, options.calibration, samples, held_out=held_out)
     writes = any(part.path is None for part in options.mixture)
     title = "Writing calibration text" if writes else "Reading calibration"
     with progress.step(title, samples * length) as advance:
@@ -158,7 +177,7 @@ def _read(loaded: Loaded, options: PruneOptions, progress: Progress) -> Calibrat
             length,
             options.seed,
             tell,
-            held_out=max(1, min(HELD_OUT, MEASURED // len(options.mixture))),
+            held_out=held_out,
         )
 
 
@@ -183,6 +202,10 @@ def _program_inputs(loaded: Loaded, found: Calibration, options: PruneOptions) -
             raise _unfit(options, f"the model reads {name}, and the data have no such array")
         array = found.inputs[name]
         inputs[name] = _as_read(name, array, value.type, options)
+        if loaded.file is not None:
+            inputs[name] = inputs[name].astype(NARROW.get(value.type.dtype, inputs[name].dtype))
+    if loaded.file is not None:
+        return inputs  # ONNX Runtime tells what it cannot read
     if any(_differs(inputs[value.name[1:]], value.type) for value in loaded.graph.inputs):
         _try_shapes(loaded, inputs, options)
     return inputs

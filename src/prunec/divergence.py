@@ -8,23 +8,20 @@ squared difference of its outputs over their squares.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from prunec.backends.forward import Forward
-from prunec.ir.axes import Selection, kept_positions
 from prunec.loading import Overlaid
+from prunec.masking import LOGITS, MaskedWeights, gives_logits
 from prunec.outputs import Outputs, SquaredError
 from prunec.passes.compress import select
-from prunec.passes.coupling import Coupling, Group, Place
+from prunec.passes.coupling import Coupling, Group
 from prunec.passes.profile import Array, Weights
 from prunec.passes.score import Scores
 
 __all__ = ["MaskedDivergence"]
-
-LOGITS = "logits"
 
 Inputs = Mapping[str, Array]
 
@@ -55,62 +52,14 @@ class MaskedDivergence:
             for g in self.groups
             if counts[g.name] < g.size
         }
-        masked = _Masked(self.coupling, self.weights, self.groups, selections)
+        masked = MaskedWeights(self.coupling, self.weights, self.groups, selections)
         program = Forward(self.coupling.graph, Overlaid(self.weights, masked), self.windows)
-        total = _Logits() if _gives_logits(self.coupling) else SquaredError()
+        total = _Logits() if gives_logits(self.coupling.graph) else SquaredError()
         for window in range(len(self.windows)):
             for dense, small in zip(self.dense.pieces(window), program.pieces(window), strict=True):
                 total.add(dense, small)
         found = total.mean()
         return found if math.isfinite(found) else math.inf
-
-
-def _gives_logits(coupling: Coupling) -> bool:
-    graph = coupling.graph
-    shapes = {name: graph.types[value].shape for name, value in graph.outputs}
-    return LOGITS in shapes and shapes[LOGITS][-1] != 1
-
-
-class _Masked(Mapping[str, Array]):
-    """Weights that the selections prune, with zeros there, made when asked for."""
-
-    def __init__(
-        self,
-        coupling: Coupling,
-        base: Weights,
-        groups: Sequence[Group],
-        selections: Mapping[str, Selection],
-    ) -> None:
-        self.coupling, self.base, self.selections = coupling, base, selections
-        self.dims: dict[str, set[int]] = {}
-        for group in groups:
-            if group.name not in selections:
-                continue
-            for place in _places(coupling, group):
-                self.dims.setdefault(place.parameter, set()).add(place.dim)
-
-    def __getitem__(self, name: str) -> Array:
-        array = np.array(self.base[name])
-        for dim in sorted(self.dims[name]):
-            kept = kept_positions(self.coupling.axes(name)[dim], self.selections)
-            gone = np.setdiff1d(np.arange(array.shape[dim]), kept)
-            array[(slice(None),) * dim + (gone,)] = 0
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.dims)
-
-    def __len__(self) -> int:
-        return len(self.dims)
-
-
-def _places(coupling: Coupling, group: Group) -> Iterator[Place]:
-    if group.consumers:
-        yield from (consumer.weight for consumer in group.consumers)
-        return
-    for place in group.places:
-        if coupling.graph.parameters[place.parameter].kind == "parameter":
-            yield place
 
 
 class _Logits:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from prunec.backends.safetensors_writer import Entry, Sliced
-from prunec.backends.tensors import as_tensor
-from prunec.ir.diagnostics import fail
-from prunec.ir.graph import Graph
 from prunec.output import Formats
-from prunec.passes.profile import Weights
 from prunec.progress import Progress
 from prunec.reports import WrittenFormat
 
@@ -42,39 +36,21 @@ def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-class TensorView(Mapping[str, torch.Tensor]):
-    """Arrays as tensors, made when asked for. Weights, unlike masks, must be finite."""
-
-    def __init__(self, arrays: Weights, graph: Graph) -> None:
-        self.arrays, self.graph = arrays, graph
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = as_tensor(self.arrays[name])
-        parameter = self.graph.parameters.get(name)
-        if parameter is None or parameter.kind != "parameter" or torch.isfinite(tensor).all():
-            return tensor
-        raise fail(
-            "P150",
-            f"{name} holds values that are not finite",
-            where=name,
-            help="check the original checkpoint; if it is sound, use `--restore none`",
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.arrays)
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-
 def _torchscript(pruned: Pruned, path: Path) -> None:
     from prunec.backends.torchscript import emit as write
+    from prunec.tensor_view import TensorView
 
     write(pruned.rewritten.graph, TensorView(pruned.weights, pruned.rewritten.graph), path)
 
 
 def _onnx(pruned: Pruned, path: Path) -> None:
+    if pruned.loaded.file is not None:
+        from prunec.onnx_file import write as edit
+
+        edit(pruned, path)
+        return
     from prunec.backends.onnx import emit as write
+    from prunec.tensor_view import TensorView
 
     write(pruned.rewritten.graph, TensorView(pruned.weights, pruned.rewritten.graph), path)
 

@@ -26,7 +26,8 @@ def write_hf(pruned: Pruned, folder: Path, entries: list[Entry]) -> None:
     frequencies) than those that were kept.
     """
     loaded, layout = pruned.loaded, pruned.layout
-    assert layout is not None
+    assert layout is not None, "the layout is settled before anything is written"
+    assert pruned.family is not None, "only models with a configuration are written as hf"
     source = None if loaded.source.kind == "module" else loaded.source.folder
     where: dict[str, Any] = {"architecture": type(loaded.model), "source": source}
     if isinstance(layout, Section):

@@ -12,11 +12,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from prunec.backends.spill import BUDGET
-from prunec.backends.torch_feeling import loss_per_error
-from prunec.backends.torch_stream import TorchStream
+from prunec.backends.heap import BUDGET
 from prunec.calibrating import Calibrated
-from prunec.divergence import MaskedDivergence
 from prunec.loading import Loaded, Overlaid
 from prunec.passes.allocators import Allocator, Budget, Counts, Evidence
 from prunec.passes.compress import Site, score_all, sites
@@ -96,7 +93,7 @@ def gather(
     weight = _weights(loaded, groups, few, memory, progress) if "weight" in needs else {}
     divergence = None
     if "divergence" in needs:
-        divergence = MaskedDivergence(loaded.coupling, groups, scores, loaded.weights, few)
+        divergence = loaded.engine.divergence(loaded, groups, scores, few)
     return Evidence(scores, curves, influence, weight, divergence)
 
 
@@ -132,7 +129,7 @@ def _observed(
     weights: Weights = loaded.weights if batches else Overlaid(loaded.weights, loaded.stored)
     with (
         progress.step("Scoring", len(found)) as advance,
-        TorchStream(loaded.graph, loaded.weights, batches, memory) as stream,
+        loaded.engine.stream(loaded, batches, memory) as stream,
     ):
         watched = _Influence(stream, "influence" in needs)
         ranked: dict[str, Ranked] = {}
@@ -195,7 +192,7 @@ def _weights(
     """
     ops = dict.fromkeys(c.op for group in groups for c in group.consumers)
     with progress.step("Weighing layers"):
-        felt = loss_per_error(loaded.graph, loaded.weights, batches, list(ops), memory)
+        felt = loaded.engine.felt(loaded, batches, memory, list(ops))
     return {
         group.name: sum(felt[c.op] for c in group.consumers) / len(group.consumers)
         for group in groups

@@ -1,4 +1,4 @@
-"""Load a model for the passes: traced on the meta device, coupled, its weights opened lazily."""
+"""Load a model for the passes: its program coupled, its weights opened lazily."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunec.background import in_background
-from prunec.frontends import checkpoint, hf
+from prunec.engine import Engine
 from prunec.frontends.source import Source, resolve
-from prunec.frontends.torch_hf import trace_hf
 from prunec.ir.diagnostics import Diagnostic
-from prunec.ir.dialects.aten import ATEN
 from prunec.ir.graph import Graph
 from prunec.passes.cost import Cost
 from prunec.passes.couple import couple
@@ -23,6 +22,9 @@ from prunec.passes.coupling import Coupling
 from prunec.passes.profile import Array, Weights
 from prunec.progress import Progress
 from prunec.recipe import hash_source
+
+if TYPE_CHECKING:
+    from prunec.frontends.onnx import OnnxProgram
 
 __all__ = ["Loaded", "ProgramWeights", "SlicedWeights", "load"]
 
@@ -33,7 +35,8 @@ DTYPES = {"f64": np.float64, "f32": np.float32, "f16": np.float16}
 class Loaded:
     """A model as the passes see it. `stored` are the checkpoint's tensors in their own dtype,
     `weights` everything that the program uses in the dtype that it computes in, `digest` the hash
-    of the source, which takes a while, `examples` inputs that a module in memory came with."""
+    of the source, which takes a while, `examples` inputs that a module in memory came with. Of an
+    ONNX file `file` is what was read, and there is neither `config` nor `model`."""
 
     source: Source
     config: Any
@@ -46,6 +49,18 @@ class Loaded:
     examples: tuple[Mapping[str, Array], ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    file: OnnxProgram | None = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the program."""
+        if self.file is not None:
+            from prunec.ort_engine import OrtEngine
+
+            return OrtEngine(self.file, self.graph)
+        from prunec.torch_engine import TorchEngine
+
+        return TorchEngine()
 
     @property
     def graph(self) -> Graph:
@@ -122,9 +137,23 @@ def load(
     Raises PrunecError for anything that the user can mend: no such model, a damaged or unsafe
     checkpoint, an unknown configuration, a model that cannot be traced.
     """
-    seconds: dict[str, float] = {}
     with progress.step("Reading the model"):
         source = resolve(model, need_weights=need_weights, trust_remote_code=trust_remote_code)
+    if source.kind == "onnx":
+        return _file(source, progress, hashed)
+    return _checkpoint(source, trust_remote_code, need_weights, progress, hashed)
+
+
+def _checkpoint(
+    source: Source, trust_remote_code: bool, need_weights: bool, progress: Progress, hashed: bool
+) -> Loaded:
+    """A configuration and its weights, traced on the meta device."""
+    from prunec.frontends import checkpoint, hf
+    from prunec.frontends.torch_hf import trace_hf
+    from prunec.ir.dialects.aten import ATEN
+
+    seconds: dict[str, float] = {}
+    with progress.step("Reading the configuration"):
         digest = in_background(lambda: hash_source(source.path)) if hashed else None
         config = hf.load_config(source, trust_remote_code)
         module = hf.build_meta(config, trust_remote_code=trust_remote_code)
@@ -150,4 +179,34 @@ def load(
         digest,
         warnings=traced.warnings,
         seconds=seconds,
+    )
+
+
+def _file(source: Source, progress: Progress, hashed: bool) -> Loaded:
+    """An ONNX file, which says itself what it computes. Its data are not hashed before all that
+    the file says of them is known to be safe."""
+    from prunec.frontends.onnx import read_onnx
+    from prunec.ir.dialects.onnx import ONNX
+
+    seconds: dict[str, float] = {}
+    with progress.step("Typing the program"):
+        start = time.perf_counter()
+        file = read_onnx(source.path)
+        seconds["read"] = time.perf_counter() - start
+    digest = in_background(lambda: hash_source(source.path)) if hashed else None
+    with progress.step("Coupling dimensions"):
+        start = time.perf_counter()
+        coupling = couple(file.graph, ONNX)
+        seconds["couple"] = time.perf_counter() - start
+    return Loaded(
+        source,
+        None,
+        None,
+        coupling,
+        Cost(coupling),
+        file.weights,
+        file.weights,
+        digest,
+        seconds=seconds,
+        file=file,
     )

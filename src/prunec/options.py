@@ -28,6 +28,12 @@ it minutes, and of both mixed."""
 
 FORMATS = ("hf", "onnx", "torchscript")
 LAYOUTS = ("uniform", "per-layer")
+NO_WAY_BACK = {
+    "hf": "it has no configuration, and its weights have other names and layouts",
+    "torchscript": "TorchScript is a program of torch operators, and there is no translation back",
+}
+"""Why formats cannot be made of an ONNX file."""
+
 ROLES = (
     "neuron", "query_head", "kv_head", "head", "head_dim", "channel", "expert", "hidden", "vocab",
     "rank", "feature",
@@ -191,6 +197,14 @@ class PruneOptions:
         yield from self._conflicts()
 
     def _conflicts(self) -> Iterable[Diagnostic]:
+        others = [name for name in self.formats if name in NO_WAY_BACK]
+        if self.model.endswith(".onnx") and others:
+            yield Diagnostic(
+                "P816",
+                f"an .onnx file cannot be written as {others[0]}: {NO_WAY_BACK[others[0]]}",
+                "--format",
+                help="use --format onnx, or prune the checkpoint that the file was exported from",
+            )
         if not self.targets and self.plan is None:
             yield Diagnostic(
                 "P812",

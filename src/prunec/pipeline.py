@@ -9,22 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prunec.backends.hf_build import builder
-from prunec.backends.hf_fields import Family
-from prunec.backends.torch_gradients import TorchGradients
-from prunec.backends.torch_stream import TorchStream
-from prunec.breakdown import source_rows
 from prunec.calibrating import Calibrated, calibrate
 from prunec.card import render_card
-from prunec.checking import verify
 from prunec.emission import emit
 from prunec.evidence import allocate
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import Diagnostic
 from prunec.journal import StateJournal, load_calibration, save_calibration
-from prunec.layout import HfLayout, settle_layout
 from prunec.loading import Loaded, Overlaid, SlicedWeights, load
 from prunec.options import InspectOptions, PruneOptions
 from prunec.output import Formats, staged
@@ -35,7 +28,7 @@ from prunec.passes.criteria import CRITERIA, Random
 from prunec.passes.criteria.gradient import gradient_places
 from prunec.passes.dce import dce
 from prunec.passes.methods import parse_method
-from prunec.passes.profile import Weights
+from prunec.passes.profile import Stream, Weights
 from prunec.passes.restore import RESTORERS
 from prunec.passes.rewrite import Rewritten, rewrite
 from prunec.passes.score import Criterion, Sloped
@@ -46,9 +39,12 @@ from prunec.progress import Progress, Silent
 from prunec.recipe import hash_source, write_recipe
 from prunec.reports import InspectReport, PruneReport, SourceRow
 from prunec.request import sources
-from prunec.scratch import Scratch
 from prunec.state import State, kept_state, state_key
 from prunec.summary import inspect_report, prune_report
+
+if TYPE_CHECKING:
+    from prunec.backends.hf_fields import Family
+    from prunec.layout import HfLayout
 
 __all__ = ["Pruned", "inspect", "measured", "prune", "run_passes", "write"]
 
@@ -59,7 +55,7 @@ class Pruned:
 
     loaded: Loaded
     options: PruneOptions
-    family: Family
+    family: Family | None
     compressed: Compressed
     rewritten: Rewritten
     layout: HfLayout | None = None
@@ -154,7 +150,14 @@ class _Run:
             )
 
     @cached_property
-    def family(self) -> Family:
+    def family(self) -> Family | None:
+        """Which configurations the model's class can be built with; None for a file that is
+        edited as it is."""
+        if self.loaded.source.kind == "onnx":
+            return None
+        from prunec.backends.hf_build import builder
+        from prunec.backends.hf_fields import Family
+
         return Family(self.loaded.config, builder(type(self.loaded.model)))
 
     @cached_property
@@ -225,6 +228,9 @@ class _Run:
     def _layout(self, counts: Mapping[str, int]) -> HfLayout | None:
         if "hf" not in self.options.formats or self.options.dry_run:
             return None
+        from prunec.layout import settle_layout
+
+        assert self.family is not None, "only models with a configuration are written as hf"
         return settle_layout(self.loaded, self.options.layout, self.family, counts)
 
     def _ranked(self, choice: Choice, budget: Budget) -> dict[str, int]:
@@ -253,9 +259,7 @@ class _Run:
         places = [p for group in choice.groups for p in gradient_places(coupling, group)]
         with self.progress.step("Measuring gradients"), self._timed("gradients"):
             batches = self.calibrated.batches
-            found = TorchGradients(
-                coupling.graph, self.loaded.weights, batches, self.calibrated.budget
-            ).slopes(places)
+            found = self.loaded.engine.slopes(self.loaded, batches, self.calibrated.budget, places)
         self.criterion = self.criterion.with_slopes(found)
         self.sloped = True
 
@@ -306,21 +310,18 @@ class _Run:
         """Bytes of activations that may stay in memory."""
         return self.options.activation_budget << 20
 
-    def _scored_weights(self, stream: TorchStream | None) -> Weights:
+    def _scored_weights(self, stream: Stream | None) -> Weights:
         """Scores of stored values need no copy of them in the program's dtype."""
         weights, stored = self.loaded.weights, self.loaded.stored
         return weights if stream is not None else Overlaid(weights, stored)
 
     @contextmanager
-    def _stream(self) -> Iterator[TorchStream | None]:
+    def _stream(self) -> Iterator[Stream | None]:
         if self.calibrated is None:
             yield None
             return
         batches = self.calibrated.batches
-        weights = self.loaded.weights
-        with TorchStream(
-            self.loaded.graph, weights, batches, self.calibrated.budget, replaced=Scratch()
-        ) as stream:
+        with self.loaded.engine.stream(self.loaded, batches, self.calibrated.budget) as stream:
             yield stream
 
     def _warn(self, found: tuple[Diagnostic, ...]) -> None:
@@ -338,7 +339,7 @@ class _Run:
 def measured(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
     """The loss by source, timed like the passes."""
     start = time.perf_counter()
-    rows = source_rows(pruned, progress)
+    rows = pruned.loaded.engine.rows(pruned, progress)
     pruned.seconds["measure"] = round(time.perf_counter() - start, 3)
     return rows
 
@@ -354,6 +355,7 @@ def write(
     start = time.perf_counter()
     written = emit(pruned, stage, progress)
     pruned.seconds["write"] = round(time.perf_counter() - start, 3)
+    verify = pruned.loaded.engine.verify
     checks = verify(pruned, stage, progress) if pruned.options.verify else ()
     write_plan(plan_document(pruned), stage / Formats.PLAN)
     if pruned.loaded.digest is not None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prunec.backends.hf_families import families
-from prunec.backends.hf_fields import Family
-from prunec.backends.hf_fit import allowed_counts, fit, holdable
 from prunec.ir.axes import Axis, new_size
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.loading import Loaded
@@ -17,6 +15,9 @@ from prunec.options import PruneOptions
 from prunec.passes.allocators import Budget, Uniform, least_counts
 from prunec.passes.coupling import Group
 from prunec.target import Target
+
+if TYPE_CHECKING:
+    from prunec.backends.hf_fields import Family
 
 __all__ = ["Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
 
@@ -38,7 +39,7 @@ def parameter_axes(loaded: Loaded) -> dict[str, tuple[Axis, ...]]:
     return {name: p.type.axes for name, p in loaded.graph.parameters.items()}
 
 
-def choose_groups(loaded: Loaded, options: PruneOptions, family: Family) -> Choice:
+def choose_groups(loaded: Loaded, options: PruneOptions, family: Family | None) -> Choice:
     """The groups to prune: those asked for, or all that the layout and formats can hold.
 
     Raises PrunecError (exit 2) when a role that was asked for does not exist or cannot be held.
@@ -49,7 +50,7 @@ def choose_groups(loaded: Loaded, options: PruneOptions, family: Family) -> Choi
         _check_asked(loaded, options.groups, groups)
     if not groups:
         raise _nothing(loaded, wanted)
-    if "hf" not in options.formats or options.layout != "uniform":
+    if family is None or "hf" not in options.formats or options.layout != "uniform":
         return Choice(tuple(groups), {})
     return _held(loaded, options, family, groups)
 
@@ -96,6 +97,9 @@ def _nothing(loaded: Loaded, roles: Sequence[str]) -> PrunecError:
 
 def _held(loaded: Loaded, options: PruneOptions, family: Family, groups: Sequence[Group]) -> Choice:
     """Leave out what the stock class cannot hold; refuse it when it was asked for by name."""
+    from prunec.backends.hf_families import families
+    from prunec.backends.hf_fit import allowed_counts, holdable
+
     axes = parameter_axes(loaded)
     reasons = holdable(family, axes, [g.name for g in groups])
     refused = [g for g in groups if reasons[g.name] is not None]
@@ -189,7 +193,7 @@ def _holder(loaded: Loaded, metric: str, counts: Mapping[str, int]) -> str:
 
 
 def settle_uniform(
-    loaded: Loaded, choice: Choice, budget: Budget, family: Family, check: bool
+    loaded: Loaded, choice: Choice, budget: Budget, family: Family | None, check: bool
 ) -> tuple[dict[str, int], tuple[Diagnostic, ...]]:
     """Uniform counts that the stock class holds all together; groups whose counts do not go
     with the others stay whole, heads shared by the most going first."""
@@ -198,8 +202,8 @@ def settle_uniform(
     while True:
         counts = Uniform().allocate(groups, budget)
         full = {g.name: g.size for g in choice.groups} | counts
-        found = fit(family, parameter_axes(loaded), _changed(loaded, full)) if check else None
-        if not isinstance(found, list):
+        found = _misfit(loaded, family, full) if family is not None and check else None
+        if found is None:
             return full, tuple(warnings)
         warnings += found[:1]
         moved = [g for g in groups if counts[g.name] < g.size]
@@ -207,6 +211,14 @@ def settle_uniform(
         groups = [g for g in groups if g.role != role]
         if not groups or not budget.met(least_counts(groups, budget)):
             raise PrunecError(found, Exit.NOT_MET)
+
+
+def _misfit(loaded: Loaded, family: Family, counts: Mapping[str, int]) -> list[Diagnostic] | None:
+    """Why the stock class cannot hold these counts; None when it can."""
+    from prunec.backends.hf_fit import fit
+
+    found = fit(family, parameter_axes(loaded), _changed(loaded, counts))
+    return found if isinstance(found, list) else None
 
 
 def _fragility(role: str) -> int:

@@ -1,0 +1,58 @@
+"""What runs a program to look at it: a protocol, implemented with torch and with ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prunec.passes.coupling import Group, Place
+from prunec.passes.profile import Slopes, Stream
+from prunec.passes.score import Scores
+from prunec.progress import Progress
+from prunec.reports import Check, SourceRow
+
+if TYPE_CHECKING:
+    from prunec.loading import Loaded
+    from prunec.pipeline import Pruned
+
+__all__ = ["Batches", "Engine"]
+
+Batches = Sequence[Mapping[str, Any]]
+"""Inputs by name, each with one row a window in the first dimension."""
+
+
+class Engine(Protocol):
+    """Runs the program of a loaded model. `budget` is what activations may take of memory, in
+    bytes."""
+
+    def stream(
+        self, loaded: Loaded, batches: Batches, budget: int
+    ) -> AbstractContextManager[Stream]:
+        """The batches on their way through the program; refitted weights are kept on disk."""
+
+    def slopes(
+        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
+    ) -> dict[Place, Slopes]:
+        """Slopes of the loss. Raises PrunecError where gradients cannot be had."""
+
+    def felt(
+        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
+    ) -> dict[str, float]:
+        """How much the loss grows for an error in each of the results, of mean square 1."""
+
+    def divergence(
+        self,
+        loaded: Loaded,
+        groups: Sequence[Group],
+        scores: Mapping[str, Scores],
+        windows: Batches,
+    ) -> Callable[[Mapping[str, int]], float]:
+        """How far from the dense program one is that keeps so many indices of each group."""
+
+    def rows(self, pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+        """What pruning does to each source of calibration data."""
+
+    def verify(self, pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
+        """Law 1 (prune = mask), and every format that was written beside the program."""

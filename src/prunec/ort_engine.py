@@ -1,0 +1,210 @@
+"""Run programs with ONNX Runtime alone: those that were read from an ONNX file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prunec.backends.ort_program import Array, Env, OrtProgram, Stretch, output_names
+from prunec.backends.ort_stream import OrtStream
+from prunec.engine import Batches
+from prunec.frontends.onnx import OnnxProgram
+from prunec.ir.diagnostics import Exit, fail
+from prunec.ir.graph import Graph
+from prunec.loading import Loaded, Overlaid
+from prunec.masking import MaskedWeights, gives_logits
+from prunec.passes.compress import select
+from prunec.passes.coupling import Group, Place
+from prunec.passes.profile import Slopes, Stream, Weights
+from prunec.passes.score import Scores
+from prunec.progress import Progress
+from prunec.reports import Check, SourceRow
+from prunec.scratch import Scratch
+
+if TYPE_CHECKING:
+    from prunec.pipeline import Pruned
+
+__all__ = ["OrtEngine"]
+
+NOISE = 0.01
+"""Of the size of a value: what is added to it to see how the outputs feel it."""
+
+
+class OrtEngine:
+    """Implements `prunec.engine.Engine`. There are no gradients, and nothing is known of what the
+    model is for: losses are distances of outputs from those of the dense model."""
+
+    def __init__(self, file: OnnxProgram, graph: Graph) -> None:
+        self.file, self.graph = file, graph
+
+    @cached_property
+    def program(self) -> OrtProgram:
+        return OrtProgram(self.file.model, self.graph, self.file.nodes, self.file.tensors)
+
+    def stream(
+        self, loaded: Loaded, batches: Batches, budget: int
+    ) -> AbstractContextManager[Stream]:
+        return OrtStream(self.program, loaded.weights, batches, budget, replaced=Scratch())
+
+    def slopes(
+        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
+    ) -> dict[Place, Slopes]:
+        raise fail(
+            "P815",
+            "ONNX Runtime gives no gradients, and the method needs those of the loss",
+            where="--method",
+            help="use magnitude, wanda-sp, flap, fasp, ziplm, osscar or slimgpt; or prune the"
+            " checkpoint that the file was exported from",
+            exit_code=Exit.USAGE,
+        )
+
+    def felt(
+        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
+    ) -> dict[str, float]:
+        """Seen by adding a little noise: half its mean square times the Fisher information is how
+        far it moves the outputs (the divergence of distributions, to second order)."""
+        sums = dict.fromkeys(results, 0.0)
+        rng = np.random.default_rng(0)
+        for batch in batches:
+            forward = _Forward(self.program, loaded.weights, batch)
+            dense = forward.outputs
+            for result in results:
+                value = forward.value(result)
+                size = NOISE * float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
+                if not size > 0:
+                    continue
+                noise = (size * rng.standard_normal(value.shape)).astype(value.dtype)
+                moved = forward.ahead(result, value + noise)
+                distance = _Distance(gives_logits(self.graph))
+                distance.add(dense, moved)
+                sums[result] += distance.mean() / float(np.square(noise, dtype=np.float64).sum())
+        return {name: total / len(batches) for name, total in sums.items()}
+
+    def divergence(
+        self,
+        loaded: Loaded,
+        groups: Sequence[Group],
+        scores: Mapping[str, Scores],
+        windows: Batches,
+    ) -> Callable[[Mapping[str, int]], float]:
+        dense = [_Forward(self.program, loaded.weights, window).outputs for window in windows]
+
+        def measure(counts: Mapping[str, int]) -> float:
+            selections = {
+                g.name: select(scores[g.name], counts[g.name], g)
+                for g in groups
+                if counts[g.name] < g.size
+            }
+            masked = MaskedWeights(loaded.coupling, loaded.weights, groups, selections)
+            weights = Overlaid(loaded.weights, masked)
+            distance = _Distance(gives_logits(self.graph))
+            for window, wanted in zip(windows, dense, strict=True):
+                distance.add(wanted, _Forward(self.program, weights, window).outputs)
+            found = distance.mean()
+            return found if math.isfinite(found) else math.inf
+
+        return measure
+
+    def output_error(self, pruned: Pruned, inputs: Mapping[str, Array]) -> float:
+        """The norm of the difference of all outputs over the norm of the dense ones. What was
+        pruned is masked where it is read, which is the same (law 1) but for a statistic taken
+        over it."""
+        coupling, selections = pruned.loaded.coupling, pruned.compressed.selections
+        groups = [g for g in coupling.groups if g.name in selections]
+        masked = MaskedWeights(coupling, pruned.dense_weights, groups, selections)
+        weights = Overlaid(pruned.dense_weights, masked)
+        distance = _Distance(logits=False)
+        for window in self._windows(inputs):
+            dense = _Forward(self.program, pruned.loaded.weights, window).outputs
+            distance.add(dense, _Forward(self.program, weights, window).outputs)
+        return math.sqrt(distance.mean())
+
+    def _windows(self, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
+        """One by one, or as many as the program reads at once."""
+        fixed = [v.type.shape[0] for v in self.graph.inputs if v.type.shape]
+        width = min((n for n in fixed if isinstance(n, int)), default=1)
+        count = len(next(iter(inputs.values())))
+        return [
+            {name: array[i : i + width] for name, array in inputs.items()}
+            for i in range(0, count - width + 1, width)
+        ]
+
+    def rows(self, pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+        from prunec.onnx_file import output_errors
+
+        return output_errors(pruned, progress)
+
+    def verify(self, pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
+        from prunec.onnx_file import verify
+
+        return verify(pruned, stage, progress)
+
+
+class _Forward:
+    """One pass over a batch."""
+
+    def __init__(self, program: OrtProgram, weights: Weights, batch: Mapping[str, Array]) -> None:
+        self.program, self.weights = program, weights
+        self.batch = {name: np.asarray(value) for name, value in batch.items()}
+        self.names = output_names(program.model)
+
+    @cached_property
+    def outputs(self) -> Env:
+        return self._stretch(0, self.names, self.batch).run(self.batch, self.weights)
+
+    def value(self, result: str) -> Array:
+        """What an operation gives. Later ones are reached from where the last one stood."""
+        at = self.program.position(result)
+        live = [n for n in self.program.live(at + 1, self.program.end) if n not in self.batch]
+        wanted = list(dict.fromkeys([result[1:], *live]))
+        stretch = self.program.stretch(0, at + 1, wanted, self.batch)
+        self.env = {**self.batch, **stretch.run(self.batch, self.weights)}
+        return self.env[result[1:]]
+
+    def ahead(self, result: str, value: Array) -> Env:
+        """The outputs with another value in place of what the operation, asked for last, gave."""
+        env = {**self.env, result[1:]: value}
+        return self._stretch(self.program.position(result) + 1, self.names, env).run(
+            env, self.weights
+        )
+
+    def _stretch(self, start: int, outputs: Sequence[str], env: Env) -> Stretch:
+        return self.program.stretch(start, self.program.end, outputs, env)
+
+
+class _Distance:
+    """How far outputs are from the dense ones: the mean divergence of distributions where there
+    are logits, else the squared difference over the squares."""
+
+    def __init__(self, logits: bool) -> None:
+        self.logits, self.total, self.count = logits, 0.0, 0.0
+
+    def add(self, dense: Env, small: Env) -> None:
+        if self.logits:
+            wanted, found = (_log_softmax(outputs["logits"]) for outputs in (dense, small))
+            parts = (np.exp(wanted) * (wanted - found)).sum(-1)
+            self.total += float(parts.sum(dtype=np.float64))
+            self.count += parts.size
+            return
+        for name, value in dense.items():
+            if value.dtype.kind != "f":
+                continue
+            wanted, found = value.astype(np.float64), small[name].astype(np.float64)
+            self.total += float(np.square(found - wanted).sum())
+            self.count += float(np.square(wanted).sum())
+
+    def mean(self) -> float:
+        return self.total / self.count if self.count else math.nan
+
+
+def _log_softmax(x: Array) -> Array:
+    x = x.astype(np.float64)
+    x = x - x.max(-1, keepdims=True)
+    found: Array = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return found
