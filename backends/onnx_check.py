@@ -13,6 +13,9 @@ from prunec.ir.diagnostics import PrunecError, fail
 
 __all__ = ["check_written", "open_session"]
 
+FATAL_ONLY = 4
+"""ONNX Runtime's log severity: what fails is raised, and told in our words."""
+
 OPENED = 500_000_000
 """Bytes of weights up to which a written file is opened: ONNX Runtime reads them all."""
 
@@ -48,11 +51,14 @@ def _valid(original: ir.Model) -> bool:
     return True
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """The file as written: what ONNX Runtime makes faster it does for the user."""
+def open_session(path: Path, *, optimised: bool = False) -> onnxruntime.InferenceSession:
+    """A file as written, or as ONNX Runtime makes it faster."""
+    levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = FATAL_ONLY
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    )
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

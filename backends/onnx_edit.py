@@ -114,6 +114,8 @@ class _Edit:
         for name, held in self.original.tensors.items():
             by_tensor[held].append(name)
         for held, names in by_tensor.items():
+            if held not in self.named:  # within a body, where all is pinned
+                continue
             kinds: dict[object, ir.Value] = {}
             for name in names:
                 kind = self._kind(name)
@@ -142,7 +144,8 @@ class _Edit:
             assert node is not None
             node.attributes.clear()
             node.attributes["value"] = ir.Attr("value", ir.AttributeType.TENSOR, tensor)
-        value.shape = ir.Shape(tensor.shape)
+        if value.type is not None:
+            value.shape = ir.Shape(tensor.shape)
         return value
 
     def _copied(self, held: str, name: str) -> ir.Value:
@@ -242,7 +245,12 @@ class _Edit:
         """What the file declares of values whose sizes have changed."""
         old, new = self.original.graph.types, self.rewritten.graph.types
         for name, value in self.values.items():
-            if value.shape is None or name not in new or old[name].shape == new[name].shape:
+            if (
+                value.shape is None
+                or value.type is None
+                or name not in new
+                or old[name].shape == new[name].shape
+            ):
                 continue
             if len(value.shape) != len(new[name].shape):
                 continue
@@ -253,7 +261,7 @@ class _Edit:
 
     def _clean(self) -> None:
         """Constants that nothing reads any more because their readers got others."""
-        for value in self.orphans:
+        for value in {id(v): v for v in self.orphans}.values():
             if value.uses() or value.is_graph_output() or value.is_graph_input():
                 continue
             node = value.producer()

@@ -93,7 +93,9 @@ class _Masking:
         for name, held in self.original.tensors.items():
             parameter = self.coupling.graph.parameters[name]
             gone = removed(parameter.type, self.selections)
-            if gone is None or readers[held] > 1 or not _float(parameter.type):
+            if gone is None or readers[held] > 1 or held not in self.values:
+                continue
+            if not _float(parameter.type):
                 continue
             array = np.where(gone, 0, self.weights[name]).astype(self.weights[name].dtype)
             value = self.values[held]

@@ -19,6 +19,14 @@ DEEPEST = 16
 """Functions that call functions: deeper than anybody nests them, and no endless recursion."""
 
 
+LARGE = 64
+"""Entries from which on floats in a body are taken for weights."""
+
+FLOATS = (
+    ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Step:
     """One node. `inputs` and `outputs` are names (empty: left out), `captured` those that its
@@ -97,6 +105,8 @@ def flatten(model: ir.Model) -> Flat:
     steps: list[Step] = []
     versions = {_domain(d): v for d, v in graph.opset_imports.items()}
     for node in graph:
+        label = str(node.outputs[0].name) if node.outputs else ""
+        stored |= {f"{label}/{name}": tensor for name, tensor in _inner(node).items()}
         for step in _opened(model, node, node, _Scope(), versions, {}, 0):
             constant = _constant(step)
             if constant is not None and not (step.shared and constant.size > 1):
@@ -127,6 +137,7 @@ def _opened(
     function = model.functions.get((node.domain, node.op_type, node.overload))
     if function is None:
         captured = tuple(dict.fromkeys(scope.of(v) for v in _captured(node)))
+        captured += tuple(f"{outputs[0]}/{name}" for name in _inner(node))
         version = versions.get(_domain(node.domain), 0)
         yield Step(node, call, inputs, outputs, captured, attributes, version)
         return
@@ -159,13 +170,32 @@ def _attributes(node: ir.Node, given: Mapping[str, ir.Attr]) -> Iterator[tuple[s
 
 def _captured(node: ir.Node) -> list[ir.Value]:
     """Values that bodies of a node read from outside of it."""
-    found: list[ir.Value] = []
+    return [value for body in _bodies(node) for value in _free(body)]
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    found: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
-            found += _free(attribute.as_graph())
+            found.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                found += _free(graph)
+            found += attribute.as_graphs()
+    return found
+
+
+def _inner(node: ir.Node) -> dict[str, ir.TensorProtocol]:
+    """Weights that stand in the bodies of a node, by names of their own."""
+    found: dict[str, ir.TensorProtocol] = {}
+    for body in _bodies(node):
+        held = [(str(v.name), v.const_value) for v in body.initializers.values()]
+        for part in body:
+            value = part.attributes.get("value") if part.op_type == "Constant" else None
+            if value is not None and value.type == ir.AttributeType.TENSOR:
+                held.append((str(part.outputs[0].name), value.as_tensor()))
+            held += _inner(part).items()
+        for name, tensor in held:
+            if tensor is not None and tensor.size > LARGE and tensor.dtype in FLOATS:
+                found[name if name not in found else f"{name}#{len(found)}"] = tensor
     return found
 
 

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from prunec.frontends.onnx_flat import Flat, Step
-from prunec.frontends.onnx_sizes import Known, Unfit, evaluate
+from prunec.frontends.onnx_sizes import Known, Unfit, evaluate, symbol
 from prunec.ir.diagnostics import fail
 from prunec.ir.dialects.onnx import DTYPES, POINTWISE
 from prunec.ir.dialects.onnx_sizes import SIZES
@@ -90,9 +90,9 @@ def _trial(flat: Flat, spatial: bool) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for value in flat.inputs:
         for i, size in enumerate(value.shape or ()):
-            if isinstance(size, int):
+            if isinstance(size, int) and size >= 0:
                 continue
-            name = f"{value.name}.{i}" if size.value is None else size.value
+            name = symbol(value, i)
             if name in found or _sum_of(name, found):
                 continue
             picture = spatial and i >= 2 and len(value.shape or ()) >= 4
@@ -250,7 +250,7 @@ class _Import:
         name = f"onnx.{step.node.op_type}" if not step.domain else step.kind
         loc = Loc(step.node.name or step.call.name or "")
         return Op(
-            f"unshaped.{name}" if blind else name,
+            f"unshaped.{name}" if blind and not step.closed else name,
             args,
             tuple(self._attributes(step)),
             results,

@@ -23,7 +23,7 @@ from prunec.frontends.onnx_contrib import CONTRIB, STANDARD
 from prunec.frontends.onnx_flat import Flat, Step
 from prunec.ir.sizes import dim_size
 
-__all__ = ["SMALL", "Known", "Unfit", "evaluate"]
+__all__ = ["SMALL", "Known", "Unfit", "evaluate", "symbol"]
 
 SMALL = 1024
 """Entries of values that are followed; shapes, scales and positions have less."""
@@ -138,9 +138,9 @@ class _Evaluation:
     def _size(self, value: ir.Value, dim: int) -> int:
         assert value.shape is not None
         size = value.shape[dim]
-        if isinstance(size, int):
+        if isinstance(size, int) and size >= 0:
             return size
-        name = f"{value.name}.{dim}" if size.value is None else size.value
+        name = symbol(value, dim)
         if name not in self.sizes:
             self.sizes[name] = _expression(name, self.sizes) or next(self.fresh)
         return self.sizes[name]
@@ -183,6 +183,14 @@ def evaluate(flat: Flat, sizes: Mapping[str, int], fresh: Iterator[int]) -> dict
     `fresh` gives sizes to dimensions that data decide. Raises Unfit when a node cannot take them.
     """
     return _Evaluation(flat, dict(sizes), fresh).run()
+
+
+def symbol(value: ir.Value, dim: int) -> str:
+    """The name of a dimension whose size is not said; some writers put -1 there."""
+    assert value.shape is not None
+    size = value.shape[dim]
+    named = None if isinstance(size, int) else size.value
+    return f"{value.name}.{dim}" if named is None else named
 
 
 def _padded(

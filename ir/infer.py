@@ -56,6 +56,7 @@ class Typing:
     without_rule: dict[str, int] = field(default_factory=dict)
     sizes: RuntimeSizes = field(default_factory=RuntimeSizes)
     inner: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
     _index: int = 0
     _understood: set[str] = field(default_factory=set)
     _symbols: dict[str, AxisId] = field(default_factory=dict)
@@ -63,8 +64,13 @@ class Typing:
     # -- values -------------------------------------------------------------------------
 
     def of(self, arg: Arg) -> Dims:
-        """The axes of an operand."""
-        assert isinstance(arg, Ref), arg
+        """The axes of an operand; those of a literal, a number or a row of them, stay."""
+        if isinstance(arg, tuple):
+            return self.fresh([len(arg)], "numbers that the program itself holds")
+        if not isinstance(arg, Ref):
+            assert isinstance(arg, int | float), arg
+            return []
+        self.seen.add(arg.name)
         return self.dims[arg.name]
 
     def fresh(self, shape: Sequence[Dim], reason: str = "") -> Dims:

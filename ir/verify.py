@@ -17,7 +17,7 @@ Operations
 
 Types
 12. A dtype is one of `DTYPES`; an `index` has no dimensions.
-13. Symbols have distinct prime example sizes.
+13. Symbols that inputs have in their shapes have distinct prime example sizes.
 14. A size is not negative; a symbolic one is an expression of declared symbols.
 
 Axes
@@ -30,6 +30,7 @@ Axes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -167,7 +168,11 @@ def check_dtypes(graph: Graph) -> Iterator[Breach]:
 
 def check_symbols(graph: Graph) -> Iterator[Breach]:
     owner: dict[int, str] = {}
+    given = {str(dim) for value in graph.inputs for dim in value.type.shape}
+    named = {word for dim in given for word in re.findall(r"[A-Za-z_]\w*", dim)}
     for symbol, value in graph.symbols.items():
+        if symbol not in named:  # a size of its own, computed from those of the inputs
+            continue
         if value < 2 or any(value % d == 0 for d in range(2, int(value**0.5) + 1)):
             yield Breach(13, f"symbol {symbol} has the example size {value}, not a prime")
         if value in owner:

@@ -14,7 +14,8 @@ from prunec.ir.dialects import onnx_parts as parts
 from prunec.ir.dialects import onnx_shapes as shapes
 from prunec.ir.dialects.aten_contract import matmul
 from prunec.ir.dialects.onnx_sizes import SIZES, or_sizes, sizes_only
-from prunec.ir.infer import Dialect, Rule
+from prunec.ir.graph import Op
+from prunec.ir.infer import Dialect, Dims, Rule, Typing
 
 __all__ = ["DTYPES", "ONNX", "POINTWISE", "RULES", "SIGNATURES"]
 
@@ -163,5 +164,27 @@ RULES: dict[str, Rule] = {
 
 RULES |= dict.fromkeys(POINTWISE, entries.pointwise)
 RULES |= {name: or_sizes(RULES[name]) if name in RULES else sizes_only for name in SIZES}
+
+
+def guarded(rule: Rule) -> Rule:
+    """Files come from anywhere: operands or attributes that an operator requires may lack, or be
+    of another rank. Such a form is not covered, whatever a rule trips over. An
+    operand that the rule has not looked at stays as it is."""
+
+    def found(t: Typing, op: Op) -> list[Dims] | None:
+        t.seen.clear()
+        try:
+            results = rule(t, op)
+        except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError):
+            return None
+        for name in op.operands:
+            if name in t.dims and name not in t.seen and name not in t.sizes.vectors:
+                t.pin(t.dims[name], f"`{op.name}` reads it in a way that has no rule")
+        return results
+
+    return found
+
+
+RULES = {name: guarded(rule) for name, rule in RULES.items()}
 
 ONNX = Dialect(SIGNATURES, RULES, entries.pointwise)

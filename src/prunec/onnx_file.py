@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
+from onnxruntime import InferenceSession
 
 from prunec.backends.onnx_check import open_session
 from prunec.backends.onnx_edit import Original, edit, save
 from prunec.backends.onnx_masked import masked_model
 from prunec.feeds import Array, Feeds
+from prunec.ir.diagnostics import fail
+from prunec.ir.graph import Graph
+from prunec.ir.sizes import dim_size
 from prunec.output import Formats
 from prunec.passes.rewrite import Rewritten, rewrite
 from prunec.progress import Progress
@@ -26,8 +33,9 @@ __all__ = ["examples", "output_errors", "pruned_model", "verify", "write"]
 LAW_1 = 1e-5
 """Largest relative difference: slicing changes the order of float32 sums."""
 
-SHAPES = ((2, 17), (3, 29))
-"""Batch sizes and lengths that the file is run at, where its sizes are free."""
+TRIED = (((2, 17), (3, 29)), ((1, 17), (1, 29)), ((2, 512), (3, 1024)), ((1, 512), (1, 1024)))
+"""Batch sizes and lengths that the file is run at, where its sizes are free: the first two that
+it takes."""
 
 SAFE_TOKENS = 32
 
@@ -57,79 +65,108 @@ def write(pruned: Pruned, path: Path) -> None:
 
 
 def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
-    """Law 1 on the file as written: it equals the dense one with the removed indices zeroed."""
-    path = stage / Formats.ONNX
-    feeds = examples(pruned)
-    worst = 0.0
+    """Law 1 on the file as written: it equals the dense one with the removed indices zeroed.
+
+    Differences are told relative to the outputs of the dense model. How much float32 rounding
+    makes of them is seen by running the masked model in two ways, as it is and optimised: where
+    that is more than `LAW_1`, no less can be asked for.
+    """
+    found = open_session(stage / Formats.ONNX)
+    dense = open_session(pruned.loaded.source.path)
+    names = [output.name for output in found.get_outputs()]
+    worst = noise = 0.0
+    feeds = examples(pruned, dense)
     with progress.step("Verifying", len(feeds)) as advance:
-        session = open_session(path)
-        names = [output.name for output in session.get_outputs()]
         for feed in feeds:
-            found = session.run(names, feed)
-            wanted = _masked(pruned, feed, stage)
-            worst = max(worst, *(_difference(a, b) for a, b in zip(found, wanted, strict=True)))
+            scale = dense.run(names, feed)
+            with _masked(pruned, feed, stage) as path:
+                wanted = open_session(path).run(names, feed)
+                again = open_session(path, optimised=True).run(names, feed)
+            worst = max(worst, _difference(found.run(names, feed), wanted, scale))
+            noise = max(noise, _difference(again, wanted, scale))
             advance(1)
-    return (Check("law 1", worst, LAW_1),)
+    return (Check("law 1", worst, max(LAW_1, noise)),)
 
 
-def _masked(pruned: Pruned, feeds: Feeds, stage: Path) -> list[Array]:
+@contextmanager
+def _masked(pruned: Pruned, feeds: Feeds, stage: Path) -> Iterator[Path]:
+    """The masked model as a file, as long as it is needed."""
     model = masked_model(
         _original(pruned), pruned.loaded.coupling, pruned.compressed.selections,
         _rewritten(pruned), pruned.dense_weights, feeds,
     )  # fmt: skip
-    folder = stage / "masked"
-    folder.mkdir()
-    try:
-        ir.save(model, folder / "masked.onnx", external_data="masked.onnx.data")
-        session = open_session(folder / "masked.onnx")
-        found: list[Array] = session.run([o.name for o in session.get_outputs()], feeds)
-        return found
-    finally:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+    with tempfile.TemporaryDirectory(dir=stage) as folder:
+        path = Path(folder) / "masked.onnx"
+        ir.save(model, path, external_data=f"{path.name}.data")
+        yield path
 
 
-def _difference(found: Array, wanted: Array) -> float:
-    if found.shape != wanted.shape or not np.isfinite(found.astype(np.float64)).all():
-        return math.inf
-    a, b = found.astype(np.float64), wanted.astype(np.float64)
-    scale = float(np.abs(b).max(initial=0.0)) or 1.0
-    return float(np.abs(a - b).max(initial=0.0)) / scale
+def _difference(found: Sequence[Array], wanted: Sequence[Array], dense: Sequence[Array]) -> float:
+    """The largest over all outputs, each relative to the largest value of the dense one."""
+    worst = 0.0
+    for one, other, reference in zip(found, wanted, dense, strict=True):
+        if one.dtype.kind not in "fiub":
+            continue
+        a, b = one.astype(np.float64), other.astype(np.float64)
+        if a.shape != b.shape or not np.isfinite(a).all():
+            return math.inf
+        scale = max(float(np.abs(x).max(initial=0.0)) for x in (b, reference.astype(float))) or 1.0
+        worst = max(worst, float(np.abs(a - b).max(initial=0.0)) / scale)
+    return worst
 
 
-def examples(pruned: Pruned) -> list[Feeds]:
-    """Seeded inputs at two shapes, or at the one that the file allows; masks are ones."""
+def examples(pruned: Pruned, dense: InferenceSession) -> list[Feeds]:
+    """Windows of the calibration data where there are any; else seeded inputs at two shapes, or
+    at the one that the file allows. Masks are ones, pictures have bars on them: on plain noise
+    detectors see nothing, and what they say of that is all rounding."""
+    calibrated = pruned.calibrated
+    if calibrated is not None and calibrated.samples:
+        return [dict(calibrated.samples[0].inputs)]
     graph = pruned.loaded.graph
-    rng = np.random.default_rng(pruned.options.seed)
-    found = []
-    free = [d for value in graph.inputs for d in value.type.shape if isinstance(d, str)]
-    for batch, length in SHAPES if free else SHAPES[:1]:
-        sizes = _sizes(pruned, batch, length)
-        feeds: Feeds = {}
-        for value in graph.inputs:
-            shape = [d if isinstance(d, int) else sizes[d] for d in value.type.shape]
-            feeds[value.name[1:]] = _filled(value.name[1:], value.type.dtype, shape, rng)
-        found.append(feeds)
-    return found
+    free = any(isinstance(d, str) for value in graph.inputs for d in value.type.shape)
+    problem: Exception | None = None
+    for shapes in TRIED if free else TRIED[:1]:
+        feeds = [_seeded(graph, *shape, pruned.options.seed) for shape in shapes]
+        try:
+            for feed in feeds:
+                dense.run(None, feed)
+        except Exception as error:  # ONNX Runtime's derive from Exception alone
+            problem = problem or error
+            continue
+        return feeds if free else feeds[:1]
+    said = " ".join(str(problem).split())[:300]
+    raise fail(
+        "P866",
+        f"the model runs on no inputs that could be made up: {said}",
+        where=pruned.loaded.source.name,
+        help="give real ones: --calibration FILE.npz",
+    )
 
 
-def _sizes(pruned: Pruned, batch: int, length: int) -> dict[str, int]:
-    """First dimensions are batches; sizes that must be multiples are two or three of them."""
-    from prunec.ir.sizes import dim_size
+def _seeded(graph: Graph, batch: int, length: int, seed: int) -> Feeds:
+    rng = np.random.default_rng(seed)
+    sizes = _sizes(graph, batch, length)
+    feeds: Feeds = {}
+    for value in graph.inputs:
+        shape = [d if isinstance(d, int) else sizes[d] for d in value.type.shape]
+        feeds[value.name[1:]] = _filled(value.name[1:], value.type.dtype, shape, rng)
+    return feeds
 
-    sizes: dict[str, int] = {}
-    symbols = dict.fromkeys(pruned.loaded.graph.symbols, length)
-    for value in pruned.loaded.graph.inputs:
-        for i, dim in enumerate(value.type.shape):
-            if isinstance(dim, str) and dim in symbols and i == 0:
+
+def _sizes(graph: Graph, batch: int, length: int) -> dict[str, int]:
+    """First dimensions are batches; pictures are some multiples of what they must be."""
+    symbols = dict.fromkeys(graph.symbols, length)
+    for value in graph.inputs:
+        for dim in value.type.shape[:1]:
+            if isinstance(dim, str) and dim in symbols:
                 symbols[dim] = batch
-    for value in pruned.loaded.graph.inputs:
-        for dim in value.type.shape:
-            if isinstance(dim, str):
-                small = dict.fromkeys(symbols, batch) if "*" in dim else symbols
-                sizes[dim] = dim_size(dim, small)
-    return sizes
+    pictures = dict.fromkeys(symbols, batch + 3)
+    return {
+        dim: dim_size(dim, pictures if "*" in dim else symbols)
+        for value in graph.inputs
+        for dim in value.type.shape
+        if isinstance(dim, str)
+    }
 
 
 def _filled(name: str, dtype: str, shape: list[int], rng: np.random.Generator) -> Array:
@@ -137,9 +174,13 @@ def _filled(name: str, dtype: str, shape: list[int], rng: np.random.Generator) -
     kind = np.dtype(kinds.get(dtype, {"u8": "uint8", "i8": "int8"}.get(dtype, "bool")))
     if kind.kind == "b" or "mask" in name:
         return np.ones(shape, kind)
-    if kind.kind == "f":
-        return rng.standard_normal(shape).astype(kind)
-    return rng.integers(0, SAFE_TOKENS, shape).astype(kind)
+    if kind.kind != "f":
+        return rng.integers(0, SAFE_TOKENS, shape).astype(kind)
+    noise = rng.standard_normal(shape)
+    if len(shape) == 4:
+        rows, columns = np.arange(shape[2]) // 24 % 2, np.arange(shape[3]) // 6 % 2
+        noise = noise / 10 + 2 - 3.5 * rows[:, None] * columns[None, :]
+    return noise.astype(kind)
 
 
 def output_errors(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
