@@ -138,6 +138,7 @@ def _configs(config: Any) -> Iterator[Any]:
 # What every configuration says while tracing: named outputs, and none but the plain ones.
 _SETTINGS = {
     "use_cache": False,
+    "use_mems_eval": False,
     "return_dict": True,
     "output_attentions": False,
     "output_hidden_states": False,

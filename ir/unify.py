@@ -197,23 +197,34 @@ class Axes:
         """Walk the parts of two products (or two sums) of equal size, dividing the larger."""
         left, right = list(parts_of(a)), list(parts_of(b))
         while left and right:
+            unmatched = left[:], right[:]
             x, y = left.pop(0), right.pop(0)
             if self.size(x) > self.size(y):
                 pair = divide(x, self.size(y))
                 if pair is None:
-                    return self._conflict(a, b, "no common refinement")
+                    return self._unaligned(*unmatched)
                 x, rest = pair
                 left[:0] = parts_of(rest)
             elif self.size(y) > self.size(x):
                 pair = divide(y, self.size(x))
                 if pair is None:
-                    return self._conflict(a, b, "no common refinement")
+                    return self._unaligned(*unmatched)
                 y, rest = pair
                 right[:0] = parts_of(rest)
             if not self.unify(x, y):
                 return False
         a, b = self.find(a), self.find(b)
         return self._link(b, a)
+
+    def _unaligned(self, left: list[AxisId], right: list[AxisId]) -> bool:
+        """What is left of two terms whose beginnings were the same: their ends still may be."""
+        while len(left) > 1 and len(right) > 1 and self.size(left[-1]) == self.size(right[-1]):
+            self.unify(left.pop(), right.pop())
+        shown = [" ".join(map(self.show, parts)) for parts in (left, right)]
+        for parts, one, other in ((left, *shown), (right, *reversed(shown))):
+            for part in parts:
+                self.pin(part, f"({one}) meets ({other}): no common refinement")
+        return False
 
     def _link(self, axis: AxisId, to: AxisId) -> bool:
         """Two terms shown to be equal share one node. No cycle can arise: a part is always

@@ -412,7 +412,9 @@ def repeat(b: Builder) -> tuple[Ref, ...]:
 
 
 def repeat_interleave(b: Builder) -> Ref:
-    return b.down(b.call("aten.repeat_interleave.self_int", b.up(12), 3, 2))
+    """Also with the size of the result stated, as tracing records it."""
+    name = "aten.repeat_interleave.self_int"
+    return b.down(b.call(name, b.call(name, b.up(12), 3, 2), 2, 2, output_size=72))
 
 
 def squeeze(b: Builder) -> tuple[Ref, ...]:
@@ -500,6 +502,14 @@ def weight_norm(b: Builder) -> Ref:
     second = b.call("aten._weight_norm.default", b.weight(3, 8), b.weight(1, 8), 1)
     y = b.call("aten.linear.default", b.up(12), first)
     return b.call("aten.linear.default", y, second)
+
+
+def im2col(b: Builder) -> Ref:
+    """A convolution as a matrix product over windows of three by three."""
+    y = b.call("aten.im2col.default", b.space(12), (3, 3), (1, 1), (1, 1), (1, 1))
+    return b.down(
+        b.call("aten.linear.default", b.call("aten.transpose.int", y, 1, 2), b.weight(8, 108))
+    )
 
 
 def narrow(b: Builder) -> tuple[Ref, ...]:
@@ -833,6 +843,7 @@ CASES: dict[str, Case] = {
     "aten.index_put": case(index_put, 6, 6, 12),
     "aten.one_hot": case(one_hot, 12),
     # entry by entry, though torch does not say so
+    "aten.im2col": case(im2col, 8, 12),
     "aten.prelu": case(prelu, 12),
     "aten._prelu_kernel": case(prelu_kernel, 12),
     "aten.copy": case(copy, 12),

@@ -147,6 +147,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten.pad", "aten.constant_pad_nd"), parts.pad),
     "aten.pixel_shuffle": parts.pixel_shuffle,
     "aten.pixel_unshuffle": parts.pixel_unshuffle,
+    "aten.im2col": parts.im2col,
     "aten.prelu": entries.prelu,
     "aten.copy": entries.copy,
 }

@@ -13,6 +13,7 @@ __all__ = [
     "cat",
     "concatenated",
     "glu",
+    "im2col",
     "narrow",
     "pad",
     "pieces",
@@ -268,6 +269,15 @@ def pixel_shuffle(t: Typing, op: Op) -> list[Dims] | None:
     sizes = {"r": r, "q": r, "c": t.axes.size(t.of(op.args[0])[-3]) // (r * r)}
     facts = "pin r: becomes space | pin q: becomes space"
     return t.apply(f"... (c r q) _ _ -> ... c _ _ | {facts}", op.args[:1], sizes=sizes)
+
+
+def im2col(t: Typing, op: Op) -> list[Dims]:
+    """The entries of each window side by side, as a convolution would sum them."""
+    x, kernel = t.of(op.args[0]), cast(tuple[int, ...], op.args[1])
+    t.pin(x[-2:], "a spatial dimension")
+    window = t.fresh([kernel[0] * kernel[1]], "a spatial dimension or a kernel window")
+    places = t.fresh(op.types[0].shape[-1:], "a spatial dimension")
+    return [[*x[:-3], t.axes.product([x[-3], *window]), *places]]
 
 
 def pixel_unshuffle(t: Typing, op: Op) -> list[Dims]:

@@ -95,6 +95,9 @@ def repeat_interleave(t: Typing, op: Op) -> list[Dims] | None:
     inner = _times(t, op, x[d], d)
     x[d] = t.axes.product([x[d], inner])
     t.literal((1,), inner)
+    total = op.kwarg("output_size")
+    if total is not None:
+        t.size_argument(("output_size",), total, x[d])
     return [x]
 
 
