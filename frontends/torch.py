@@ -91,7 +91,7 @@ def _imported(
     name: str,
 ) -> Imported:
     """The imported program; of blocks that compute the same only the first are exported."""
-    with sdpa_kernel(SDPBackend.MATH):
+    with _plain_kernels():
         runs = find_runs(module, example)
     if runs:
         try:
@@ -114,7 +114,7 @@ def _export(
 ) -> Imported:
     shapes = _dynamic_shapes(module, example, dynamic)
     mode = fake_mode()
-    with faked(module, mode), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _silence():
+    with faked(module, mode), torch.no_grad(), _plain_kernels(), _silence():
         inputs = fake_inputs(example, mode)
         try:
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
@@ -158,6 +158,19 @@ def _not_exportable(module: nn.Module, error: Exception) -> Exception:
         where=places[-1] if places else type(module).__name__,
         help="make the forward pass independent of tensor values, or trace an inner module",
     )
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Attention by the one kernel that does not branch on sizes, and torch's own layers operation
+    by operation, not fused."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ __all__ = ["Call", "canonical"]
 _TO_THE_END = 2**62
 _PLACEMENT = ("device", "layout", "pin_memory", "non_blocking", "memory_format")
 _DIM_NAMES = ("dim", "dims", "dim0", "dim1", "dim2", "start_dim", "end_dim")
-_INSERTS_DIM = ("aten.unsqueeze.default", "aten.stack.default")
+_INSERTS_DIM = ("aten.unsqueeze.default", "aten.stack.default", "aten.diag_embed.default")
 _FACTORIES = ("arange", "full", "zeros", "ones", "empty", "new_", "scalar_tensor", "eye")
 
 
@@ -333,6 +333,18 @@ _SPELLINGS = {
     "aten.true_divide.Tensor": "aten.div.Tensor",
     "aten.multiply.Tensor": "aten.mul.Tensor",
     "aten.subtract.Tensor": "aten.sub.Tensor",
+    "aten.negative.default": "aten.neg.default",
+    "aten.absolute.default": "aten.abs.default",
+    "aten.greater.Scalar": "aten.gt.Scalar",
+    "aten.greater.Tensor": "aten.gt.Tensor",
+    "aten.less.Scalar": "aten.lt.Scalar",
+    "aten.less.Tensor": "aten.lt.Tensor",
+    "aten.divide.Tensor": "aten.div.Tensor",
+    "aten.special_expit.default": "aten.sigmoid.default",
+    "aten.special_softmax.default": "aten.softmax.int",
+    "aten.moveaxis.int": "aten.movedim.int",
+    "aten.view_as.default": "aten.reshape_as.default",
+    "aten.broadcast_to.default": "aten.expand.default",
 }
 
 RULES: Mapping[str, Rule] = {

@@ -106,6 +106,11 @@ class Typing:
     def norm(self, axis: AxisId) -> None:
         """A statistic is taken over the axis: masking must mask the statistic too."""
         self.axes.mark(axis, "norm", "a statistic is taken over it")
+        self.counted(axis)
+
+    def counted(self, axis: AxisId) -> None:
+        """How many indices there are matters to the operation: zeros are no substitute for
+        indices that are gone, so masking must leave them out."""
         self.normed.setdefault(self._index, []).append(axis)
 
     def literal(self, path: Path, *axes: AxisId) -> None:

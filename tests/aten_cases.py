@@ -512,6 +512,120 @@ def im2col(b: Builder) -> Ref:
     )
 
 
+def unfold(b: Builder) -> tuple[Ref, ...]:
+    """Windows side by side are factors; those that overlap are space."""
+    apart = b.call("aten.unfold.default", b.up(12), 2, 4, 4)
+    first = b.call("aten.reshape.default", apart, (b.size(apart, 0), b.size(apart, 1), 12))
+    sums = b.call("aten.sum.dim_IntList", b.call("aten.unfold.default", b.space(8), 2, 2, 1), (4,))
+    return b.down(first), b.mix(sums)
+
+
+def channel_shuffle(name: str) -> Build:
+    return lambda b: b.mix(b.call(name, b.space(12), 3))
+
+
+def complex_pairs(b: Builder) -> Ref:
+    """Real and imaginary parts beside one another, turned by an angle."""
+    x = b.up(12)
+    pairs = b.call("aten.reshape.default", x, (b.size(x, 0), b.size(x, 1), 6, 2))
+    turned = b.call("aten.view_as_complex.default", pairs)
+    ones = b.weight(6)
+    turned = b.call("aten.mul.Tensor", turned, b.call("aten.polar.default", ones, b.weight(6)))
+    y = b.call("aten.view_as_real.default", turned)
+    return b.down(b.call("aten.reshape.default", y, (b.size(y, 0), b.size(y, 1), 12)))
+
+
+def complex_parts(b: Builder) -> tuple[Ref, ...]:
+    value = b.call("aten.complex.default", b.up(12), b.weight(12))
+    value = b.call("aten.resolve_neg.default", b.call("aten.conj.default", value))
+    value = b.call("aten.resolve_conj.default", value)
+    parts = [b.call(f"aten.{part}.default", value) for part in ("real", "imag")]
+    return tuple(map(b.down, parts))
+
+
+def fourier(name: str) -> Case:
+    """Along dimensions of space; the channels are left alone."""
+    over: Arg = (2, 3) if name.endswith(("2", "n")) else 3
+
+    def build(b: Builder) -> Ref:
+        y = b.call(f"aten.{name}.default", b.space(12), None, over)
+        return b.mix(b.call("aten.abs.default", y))
+
+    return case(build, 12)
+
+
+TRANSFORMS = (
+    "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn"
+).split()
+
+
+def recurrent(name: str, gates: int) -> Build:
+    """Pinned in and out; the layers around it keep their other sides."""
+
+    def build(b: Builder) -> Ref:
+        hidden = b.call("aten.zeros.default", (1, b.size(b.input("batch", 1), 0), 8))
+        state: Arg = (hidden, hidden) if name == "aten.lstm.input" else hidden
+        stored = b.weight(gates * 8, 12), b.weight(gates * 8, 8), b.weight(gates * 8)
+        rest = (*stored, b.weight(gates * 8))
+        x = b.linear(b.up(9), 12)
+        y, *_ = b.calls(name, x, state, rest, True, 1, 0.0, False, False, True)
+        return b.down(y)
+
+    return build
+
+
+def similarity(b: Builder) -> Ref:
+    y = b.call("aten.cosine_similarity.default", b.up(12), b.up(12), 2)
+    return b.call("aten.unsqueeze.default", y, 2)
+
+
+def bilinear(b: Builder) -> Ref:
+    return b.down(b.call("aten.bilinear.default", b.up(12), b.up(8), b.weight(9, 12, 8)))
+
+
+def grid(name: str) -> Build:
+    def build(b: Builder) -> Ref:
+        x = b.space(12)
+        places = b.call("aten.reshape.default", b.space(16), (b.size(x, 0), 16, 8, 2))
+        return b.mix(b.call(name, x, b.call("aten.tanh.default", places), 0, 0, False))
+
+    return build
+
+
+def masked_scatter(b: Builder) -> Ref:
+    """Rows of one layer in the place of some rows of another."""
+    x = b.up(12)
+    mask = b.call("aten.unsqueeze.default", b.constant([True, False, True]), 1)
+    table = b.linear(b.weight(3, 6), 12)
+    mask = b.call("aten.expand.default", mask, (3, 12))
+    y = b.call("aten.masked_scatter.default", table, mask, b.linear(b.weight(2, 6), 12))
+    return b.down(b.call("aten.add.Tensor", x, b.call("aten.sum.dim_IntList", y, (0,))))
+
+
+def index_write(name: str) -> Build:
+    def build(b: Builder) -> Ref:
+        table, at = b.linear(b.weight(4, 6), 12), b.constant([2, 0])
+        return b.down(b.call(name, table, 0, at, b.linear(b.weight(2, 6), 12)))
+
+    return build
+
+
+def index_fill(b: Builder) -> Ref:
+    table = b.linear(b.weight(4, 6), 12)
+    return b.down(b.call("aten.index_fill.int_Scalar", table, 0, b.constant([2, 0]), 0.5))
+
+
+def diagonals(b: Builder) -> Ref:
+    """A vector on the diagonal scales like the vector itself."""
+    scale = b.call("aten.diag_embed.default", b.linear(b.weight(1, 6), 12))
+    return b.down(b.call("aten.matmul.default", b.up(12), scale))
+
+
+def reshape_as(b: Builder) -> Ref:
+    x, y = b.up(12), matrix(b, 3, 4)
+    return b.down(b.call("aten.reshape_as.default", b.call("aten.reshape_as.default", x, y), x))
+
+
 def narrow(b: Builder) -> tuple[Ref, ...]:
     x = b.up(12)
     parts = [b.call("aten.narrow.default", x, 2, start, n) for start, n in ((0, 3), (3, 4))]
@@ -807,7 +921,7 @@ CASES: dict[str, Case] = {
     "aten.expand": case(expand, 3, 4, 6),
     "aten.expand_as": case(expand_as, 12),
     "aten.repeat": case(repeat, 3, 8, 12),
-    "aten.repeat_interleave": case(repeat_interleave, 3, 12),
+    "aten.repeat_interleave": case(repeat_interleave, 2, 3, 12),
     "aten.unsqueeze": case(squeeze, 8, 12),
     "aten.squeeze": case(squeeze, 8, 12),
     "aten.permute": case(permute, 12),
@@ -844,6 +958,55 @@ CASES: dict[str, Case] = {
     "aten.one_hot": case(one_hot, 12),
     # entry by entry, though torch does not say so
     "aten.im2col": case(im2col, 8, 12),
+    "aten.unfold": case(unfold, 3, 4, 8),
+    "aten.channel_shuffle": case(channel_shuffle("aten.channel_shuffle.default"), 3, 4),
+    "aten.native_channel_shuffle": case(
+        channel_shuffle("aten.native_channel_shuffle.default"), 3, 4
+    ),
+    "aten.view_as_complex": case(complex_pairs, 6),
+    "aten.view_as_real": case(complex_pairs, 6),
+    "aten.polar": case(complex_pairs, 6),
+    **dict.fromkeys(
+        ("aten.complex aten.real aten.imag aten.conj aten.resolve_conj aten.resolve_neg").split(),
+        case(complex_parts, 12),
+    ),
+    **{f"aten.fft_{name}": fourier(f"fft_{name}") for name in TRANSFORMS},
+    "aten.lstm": case(recurrent("aten.lstm.input", 4), 9),
+    "aten.gru": case(recurrent("aten.gru.input", 3), 9),
+    "aten.rnn_tanh": case(recurrent("aten.rnn_tanh.input", 1), 9),
+    "aten.rnn_relu": case(recurrent("aten.rnn_relu.input", 1), 9),
+    "aten.cosine_similarity": case(similarity, 12),
+    "aten.bilinear": case(bilinear, 8, 9, 12),
+    "aten.cdist": case(
+        lambda b: b.call(
+            "aten.sum.dim_IntList", b.call("aten.cdist.default", b.up(12), b.up(12)), (2,)
+        ),
+        12,
+    ),
+    "aten.grid_sampler": case(grid("aten.grid_sampler.default"), 12),
+    "aten.grid_sampler_2d": case(grid("aten.grid_sampler_2d.default"), 12),
+    "aten.max_pool2d_with_indices": on_space(2, "aten.max_pool2d_with_indices.default", (2, 2)),
+    "aten.masked_scatter": case(masked_scatter, 6, 6, 12),
+    "aten.index_add": case(index_write("aten.index_add.default"), 6, 6, 12),
+    "aten.index_copy": case(index_write("aten.index_copy.default"), 6, 6, 12),
+    "aten.index_fill": case(index_fill, 6, 12),
+    "aten.diag_embed": case(diagonals, 6, 12),
+    "aten.reshape_as": case(reshape_as, 3, 4),
+    "aten.hardswish": on_rows("aten.hardswish.default"),
+    "aten.log_sigmoid": on_rows("aten.log_sigmoid.default"),
+    "aten.rsub": on_rows("aten.rsub.Scalar", 2.0),
+    "aten.floor_divide": on_rows("aten.floor_divide.Scalar", 0.5),
+    "aten.special_expm1": on_rows("aten.special_expm1.default"),
+    "aten.special_erf": on_rows("aten.special_erf.default"),
+    "aten.special_log1p": case(
+        lambda b: b.down(
+            b.call("aten.special_log1p.default", b.call("aten.sigmoid.default", b.up(12)))
+        ),
+        12,
+    ),
+    "aten.bucketize": case(
+        lambda b: b.down(as_float(b, "aten.bucketize.Tensor", b.constant([0.0, 0.5]))), 12
+    ),
     "aten.prelu": case(prelu, 12),
     "aten._prelu_kernel": case(prelu_kernel, 12),
     "aten.copy": case(copy, 12),

@@ -28,6 +28,7 @@ DTYPES = {
     torch.float64: "f64",
     torch.int64: "i64",
     torch.bool: "bool",
+    torch.complex64: "c64",
 }
 
 

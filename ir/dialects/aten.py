@@ -7,11 +7,13 @@ Overloads share the line of their base name unless they have one of their own.
 
 from __future__ import annotations
 
+from prunec.ir.dialects import aten_complex as complex_
 from prunec.ir.dialects import aten_contract as contract
 from prunec.ir.dialects import aten_entries as entries
 from prunec.ir.dialects import aten_parts as parts
 from prunec.ir.dialects import aten_select as select
 from prunec.ir.dialects import aten_shapes as shapes
+from prunec.ir.dialects import aten_windows as windows
 from prunec.ir.infer import Dialect, Rule
 
 __all__ = ["ATEN", "RULES", "SIGNATURES"]
@@ -24,6 +26,8 @@ SIGNATURES: dict[str, str] = {
     "aten.mv": "n i, i -> n",
     "aten.dot": "i, i ->",
     "aten.outer": "i, j -> i j",
+    "aten.bilinear": "... i, ... j, o i j, o -> ... o",
+    "aten.cdist": "... n i, ... m i -> ... n m",
     "aten.embedding": "v d, ... -> ... d | index v",
     # spatial operations leave batch and channel alone
     "aten.max_pool1d": "... c _ -> ... c _",
@@ -36,6 +40,9 @@ SIGNATURES: dict[str, str] = {
     "aten.adaptive_max_pool2d": "... c _ _ -> ... c _ _, ... c _ _",
     "aten.max_pool3d": "... c _ _ _ -> ... c _ _ _",
     "aten.avg_pool3d": "... c _ _ _ -> ... c _ _ _",
+    "aten.max_pool2d_with_indices": "... c _ _ -> ... c _ _, ... c _ _",
+    "aten.grid_sampler": "b c _ _, b _ _ _ -> b c _ _",
+    "aten.grid_sampler_2d": "b c _ _, b _ _ _ -> b c _ _",
     "aten.adaptive_avg_pool3d": "... c _ _ _ -> ... c _ _ _",
     "aten.upsample_nearest1d": "... c _ -> ... c _",
     "aten.upsample_linear1d": "... c _ -> ... c _",
@@ -60,7 +67,7 @@ RULES: dict[str, Rule] = {
             "aten.to aten._to_copy aten.clone aten.contiguous aten.detach aten.alias aten.type_as "
             "aten.dropout aten.feature_dropout aten.lift_fresh_copy aten.fill aten.zeros_like "
             "aten.ones_like aten.full_like aten.empty_like aten.rand_like aten.randn_like "
-            "aten.bernoulli aten.nan_to_num"
+            "aten.bernoulli aten.nan_to_num aten.bucketize aten.resolve_conj aten.resolve_neg"
         ).split(),
         entries.same,
     ),
@@ -117,6 +124,7 @@ RULES: dict[str, Rule] = {
     "aten.einsum": contract.einsum,
     "aten.scaled_dot_product_attention": contract.attention,
     "aten.expand": shapes.expand,
+    "aten.reshape_as": shapes.reshape_as,
     "aten.expand_as": shapes.expand_as,
     "aten.repeat": shapes.repeat,
     "aten.repeat_interleave": shapes.repeat_interleave,
@@ -144,17 +152,45 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten.scatter", "aten.scatter_add", "aten.scatter_reduce"), select.scatter),
     "aten.index_put": select.index_put,
     "aten.one_hot": select.one_hot,
+    "aten.masked_scatter": select.masked_scatter,
+    **dict.fromkeys(("aten.index_add", "aten.index_copy", "aten.index_fill"), select.index_write),
+    "aten.diag_embed": select.diagonals,
     **dict.fromkeys(("aten.pad", "aten.constant_pad_nd"), parts.pad),
-    "aten.pixel_shuffle": parts.pixel_shuffle,
-    "aten.pixel_unshuffle": parts.pixel_unshuffle,
-    "aten.im2col": parts.im2col,
+    "aten.pixel_shuffle": windows.pixel_shuffle,
+    "aten.pixel_unshuffle": windows.pixel_unshuffle,
+    "aten.unfold": windows.unfold,
+    **dict.fromkeys(
+        ("aten.channel_shuffle", "aten.native_channel_shuffle"), windows.channel_shuffle
+    ),
+    "aten.view_as_complex": complex_.view_as_complex,
+    "aten.view_as_real": complex_.view_as_real,
+    **dict.fromkeys(
+        (
+            "aten.fft_fft aten.fft_ifft aten.fft_rfft aten.fft_irfft aten.fft_hfft aten.fft_ihfft"
+        ).split(),
+        complex_.fourier,
+    ),
+    **dict.fromkeys(
+        (
+            "aten.fft_fft2 aten.fft_ifft2 aten.fft_rfft2 aten.fft_irfft2 "
+            "aten.fft_fftn aten.fft_ifftn aten.fft_rfftn aten.fft_irfftn"
+        ).split(),
+        complex_.fourier_of_many,
+    ),
+    **dict.fromkeys(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"), entries.recurrent),
+    "aten.cosine_similarity": entries.similarity,
+    "aten.im2col": windows.im2col,
     "aten.prelu": entries.prelu,
     "aten.copy": entries.copy,
 }
 
 # pointwise, though torch does not tag them so, or named like a reduction
 RULES |= dict.fromkeys(
-    ("aten.where aten.masked_fill aten._prelu_kernel aten.max.other aten.min.other").split(),
+    (
+        "aten.where aten.masked_fill aten._prelu_kernel aten.max.other aten.min.other "
+        "aten.hardswish aten.log_sigmoid aten.rsub aten.floor_divide aten.complex aten.polar "
+        "aten.real aten.imag aten.conj aten.special_expm1 aten.special_erf aten.special_log1p"
+    ).split(),
     entries.pointwise,
 )
 

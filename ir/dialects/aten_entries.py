@@ -23,10 +23,12 @@ __all__ = [
     "numbered",
     "pointwise",
     "prelu",
+    "recurrent",
     "reduced",
     "reduction",
     "rms_norm",
     "same",
+    "similarity",
     "sort",
     "topk",
     "triangle",
@@ -206,3 +208,19 @@ def weight_norm(t: Typing, op: Op) -> list[Dims]:
         if d != kept:
             t.norm(axis)
     return [t.unify(direction, length)]
+
+
+def recurrent(t: Typing, op: Op) -> list[Dims]:
+    """A layer that feeds back into itself, with its gates stacked in one matrix: nothing of it can
+    be cut without rewriting the cell."""
+    reason = f"`{op.name}` holds the gates of all steps in one matrix"
+    for name in op.operands:
+        t.pin(t.dims[name], reason)
+    return [t.fresh(type_.shape, reason) for type_ in op.types]
+
+
+def similarity(t: Typing, op: Op) -> list[Dims]:
+    """Cosine of the angle between vectors along a dimension."""
+    both = t.unify(t.of(op.args[0]), t.of(op.args[1]))
+    gone = dim_of(argument(op, 2, "dim", 1), len(both))
+    return [both[:gone] + both[gone + 1 :]]

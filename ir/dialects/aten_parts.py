@@ -13,12 +13,9 @@ __all__ = [
     "cat",
     "concatenated",
     "glu",
-    "im2col",
     "narrow",
     "pad",
     "pieces",
-    "pixel_shuffle",
-    "pixel_unshuffle",
     "select",
     "slice_",
     "slice_scatter",
@@ -262,28 +259,3 @@ def pad(t: Typing, op: Op) -> list[Dims]:
             t.axes.pin(x[d], "padded")
             x[d] = t.fresh(op.types[0].shape[d : d + 1], "padded")[0]
     return [x]
-
-
-def pixel_shuffle(t: Typing, op: Op) -> list[Dims] | None:
-    r = cast(int, op.args[1])
-    sizes = {"r": r, "q": r, "c": t.axes.size(t.of(op.args[0])[-3]) // (r * r)}
-    facts = "pin r: becomes space | pin q: becomes space"
-    return t.apply(f"... (c r q) _ _ -> ... c _ _ | {facts}", op.args[:1], sizes=sizes)
-
-
-def im2col(t: Typing, op: Op) -> list[Dims]:
-    """The entries of each window side by side, as a convolution would sum them."""
-    x, kernel = t.of(op.args[0]), cast(tuple[int, ...], op.args[1])
-    t.pin(x[-2:], "a spatial dimension")
-    window = t.fresh([kernel[0] * kernel[1]], "a spatial dimension or a kernel window")
-    places = t.fresh(op.types[0].shape[-1:], "a spatial dimension")
-    return [[*x[:-3], t.axes.product([x[-3], *window]), *places]]
-
-
-def pixel_unshuffle(t: Typing, op: Op) -> list[Dims]:
-    r = cast(int, op.args[1])
-    x = t.of(op.args[0])
-    t.pin(x[-2:], "spatial")
-    inner = t.fresh([r, r], "comes from space")
-    spatial = t.fresh(op.types[0].shape[-2:], "spatial")
-    return [[*x[:-3], t.axes.product([x[-3], *inner]), *spatial]]

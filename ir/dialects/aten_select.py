@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import cast
 
-from prunec.ir.dialects.aten_args import dim_of
+from prunec.ir.dialects.aten_args import argument, dim_of
 from prunec.ir.graph import Arg, Op, Ref
 from prunec.ir.infer import Dims, Typing
 
-__all__ = ["gather", "index", "index_put", "index_select", "one_hot", "scatter"]
+__all__ = [
+    "diagonals",
+    "gather",
+    "index",
+    "index_put",
+    "index_select",
+    "index_write",
+    "masked_scatter",
+    "one_hot",
+    "scatter",
+]
 
 
 def index(t: Typing, op: Op) -> list[Dims] | None:
@@ -90,6 +100,54 @@ def index_put(t: Typing, op: Op) -> list[Dims] | None:
         t.pin([x[i], *t.of(given[i])], f"`{op.name}` writes to places that data choose")
     t.unify(_chosen(t, op, at), t.of(op.args[2]))
     return [x]
+
+
+def masked_scatter(t: Typing, op: Op) -> list[Dims] | None:
+    """Rows go to the positions that a mask names; the mask is the same for all of a row."""
+    x, source = t.of(op.args[0]), t.of(op.args[2])
+    if not _same_along_last(t, cast(Ref, op.args[1]).name):
+        return None
+    t.pin([*x[:-1], *source[:-1]], f"`{op.name}` writes to places that data choose")
+    t.axes.unify(x[-1], source[-1])
+    t.counted(x[-1])
+    return [t.unify(x, t.of(op.args[1]))]
+
+
+def _same_along_last(t: Typing, value: str) -> bool:
+    """Whether a value was repeated along its last dimension."""
+    while value in t.graph.producers:
+        if t.graph.types[value].shape[-1:] == (1,):
+            return True
+        op = t.graph.ops[t.graph.producers[value]]
+        if not op.name.startswith(("aten.expand", "aten.broadcast_to", "aten.to.")):
+            return False
+        value = cast(Ref, op.args[0]).name
+    return False
+
+
+def index_write(t: Typing, op: Op) -> list[Dims]:
+    """Slices along a dimension go to places that data choose."""
+    x, source = t.of(op.args[0]), op.args[3]
+    d = dim_of(op.args[1], len(x))
+    t.axes.pin(x[d], f"`{op.name}` writes to places that data choose")
+    if isinstance(source, Ref) and t.of(source):
+        _other_dims(t, op, d, x, t.of(source))
+        t.pin([t.of(source)[d]], f"`{op.name}` writes it to places that data choose")
+    return [x]
+
+
+def diagonals(t: Typing, op: Op) -> list[Dims] | None:
+    """The last dimension becomes the diagonal of a square matrix."""
+    x = t.of(op.args[0])
+    if len(op.types[0].shape) != len(x) + 1 or op.types[0].shape[-1] != op.types[0].shape[-2]:
+        return None
+    where = [argument(op, i + 1, name, default) for i, (name, default) in enumerate(_PLACES)]
+    if where[0] != 0 or {dim_of(d, len(x) + 1) for d in where[1:]} != {len(x) - 1, len(x)}:
+        return None
+    return [[*x, x[-1]]]
+
+
+_PLACES = (("offset", 0), ("dim1", -2), ("dim2", -1))
 
 
 def one_hot(t: Typing, op: Op) -> list[Dims]:

@@ -18,6 +18,7 @@ __all__ = [
     "repeat",
     "repeat_interleave",
     "reshape",
+    "reshape_as",
     "reversed_dims",
     "squeeze",
     "swap_last",
@@ -43,6 +44,13 @@ def reshape(t: Typing, op: Op) -> list[Dims]:
     for i, size in enumerate(sizes):
         t.size_argument((*path, i), size, dims[first + i])
     return [dims]
+
+
+def reshape_as(t: Typing, op: Op) -> list[Dims]:
+    x, like = t.of(op.args[0]), t.of(op.args[1])
+    dims = t.fresh([dim_size(d, t.graph.symbols) for d in op.types[0].shape])
+    t.axes.unify(t.axes.product(x), t.axes.product(dims))
+    return [t.unify(dims, like)]
 
 
 def expand(t: Typing, op: Op) -> list[Dims]:
