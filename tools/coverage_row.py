@@ -110,7 +110,8 @@ def _feeds(found: Specimen) -> list[dict[str, Any]]:
     """Inputs at the first shape, and at another where the model allows it."""
     feeds = [found.inputs]
     if found.resize is not None:
-        feeds.append(found.resize(3, 9))
+        names = {name for dims in found.dynamic.values() for name in dims.values()}
+        feeds.append(found.resize(3, 9 if len(names) > 1 else 6))
     return [{k: v for k, v in feed.items() if isinstance(v, torch.Tensor)} for feed in feeds]
 
 

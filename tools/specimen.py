@@ -323,11 +323,7 @@ def _mixed(model: Any, accepted: Mapping[str, Any]) -> Iterator[tuple[Make, dict
 
         marker = _marker(config)
         if marker is None:
-            yield (
-                beside,
-                {"input_ids": {0: BATCH}, "pixel_values": {0: BATCH}}
-                | ({"attention_mask": {0: BATCH}} if "attention_mask" in accepted else {}),
-            )
+            yield beside, _text_dims(accepted, config) | {"pixel_values": {0: BATCH}}
             continue
         try:
             with torch.no_grad():
