@@ -114,7 +114,7 @@ def _export(
 ) -> Imported:
     shapes = _dynamic_shapes(module, example, dynamic)
     mode = fake_mode()
-    with faked(module, mode), torch.no_grad(), _plain_kernels(), _silence():
+    with faked(module, mode), torch.no_grad(), _plain_kernels(), _unmoved(), _silence():
         inputs = fake_inputs(example, mode)
         try:
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
@@ -171,6 +171,20 @@ def _plain_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def _unmoved() -> Iterator[None]:
+    """A forward pass may cast a layer to the dtype that it has, which the exporter refuses."""
+    move = nn.Module.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        _, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        held = {tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()}
+        return module if held <= {dtype, None} or dtype is None else move(module, *args, **kwargs)
+
+    with mock.patch.object(nn.Module, "to", to):
+        yield
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from transformers.exporters import exporter_dynamo  # noqa: F401  fills the tabl
 from transformers.exporters.utils import apply_patches
 
 from prunec.frontends.torch import Dynamic, Traced, trace
-from prunec.ir.diagnostics import fail
+from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 from prunec.ir.graph import Graph
 
 __all__ = ["example_inputs", "trace_hf"]
 
+MASK = "attention_mask"
 BATCH, SEQUENCE, DECODER_SEQUENCE = "batch", "sequence", "decoder_sequence"
 
 
@@ -41,8 +42,36 @@ def trace_hf(
     if example is None:
         example, dynamic = example_inputs(model, extra_inputs)
     with _plain_outputs(model), _batched_experts(model), _patches():
-        traced = trace(model, example, dynamic=dynamic, name=name or type(model).__name__)
+        traced = _traced(model, example, dynamic or {}, name or type(model).__name__)
     return replace(traced, graph=_without_states(traced.graph))
+
+
+def _traced(model: Any, example: Mapping[str, Any], dynamic: Dynamic, name: str) -> Traced:
+    """Trace, and where that fails without the mask: some models branch on what is in it."""
+    try:
+        return trace(model, example, dynamic=dynamic, name=name)
+    except PrunecError as error:
+        rest = {key: value for key, value in example.items() if key != MASK}
+        if len(rest) in (0, len(example)):
+            raise
+        try:
+            traced = trace(model, rest, dynamic=_only(dynamic, rest), name=name)
+        except PrunecError:
+            raise error from None
+    return replace(traced, warnings=(*traced.warnings, _unmasked(name)))
+
+
+def _only(dynamic: Dynamic, example: Mapping[str, Any]) -> Dynamic:
+    return {key: dims for key, dims in dynamic.items() if key in example}
+
+
+def _unmasked(name: str) -> Diagnostic:
+    return Diagnostic(
+        "P142",
+        f"{name} branches on the values of {MASK}: it was traced without",
+        where=f"input {MASK}",
+        help="the exported model reads whole sequences only; do not pad them",
+    )
 
 
 def _without_states(graph: Graph) -> Graph:
@@ -84,7 +113,7 @@ def example_inputs(
         dynamic[name] = dims
 
     if main == "input_ids":
-        wanted = (main, "attention_mask", *extra_inputs)
+        wanted = (main, MASK, *extra_inputs)
         for name in (n for n in wanted if n in accepted):
             add(name, (2, 4), text, torch.int64)
     elif main in _SENSES:

@@ -21,6 +21,7 @@ from prunec.frontends.tensors import to_numpy
 from prunec.frontends.torch_canon import Call, canonical
 from prunec.frontends.torch_fold import folded
 from prunec.frontends.torch_inplace import rename_in_place
+from prunec.frontends.torch_sizes import own_sizes
 from prunec.frontends.torch_symbols import Symbols, name_symbols
 from prunec.ir.diagnostics import Diagnostic, fail
 from prunec.ir.graph import Arg, Attr, Graph, Loc, Op, Parameter, Ref, TensorType, Value
@@ -115,7 +116,7 @@ class _Importer:
             elif node.op == "call_function":
                 self._call(node)
         outputs = self._outputs()
-        ops = _live(self.ops, [value for _, value in outputs])
+        ops = _live(own_sizes(self.ops), [value for _, value in outputs])
         used = {ref for op in ops for ref in op.operands} | {value for _, value in outputs}
         keep = set(self._persistent())
         return Graph(

@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options.add_argument("models", nargs="*", metavar="MODEL", help="model types [all]")
     options.add_argument("--state", type=Path, default=STATE, metavar="FILE", help=f"[{STATE}]")
-    options.add_argument("--seconds", type=float, default=90, help="for one type [90]")
+    options.add_argument("--seconds", type=int, default=90, help="of processor for a type [90]")
     options.add_argument("--gigabytes", type=float, default=8, help="for one type [8]")
     options.add_argument("--task", nargs="+", default=(), help="types of these tasks alone")
     options.add_argument("--keep", action="store_true", help="rows found with other sources too")
@@ -96,29 +97,38 @@ def _append(state: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _apart(work: Any, kind: str, seconds: float, gigabytes: float) -> Row:
+PATIENCE = 8
+"""Times the seconds of processor that a process may take by the clock, on a busy machine."""
+
+
+def _apart(work: Any, kind: str, seconds: int, gigabytes: float) -> Row:
     """The result of `work(kind)` in a process of its own, which is ended when it takes too much."""
     context = multiprocessing.get_context("fork")  # what was imported need not be imported again
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_limited, args=(work, kind, gigabytes, theirs), daemon=True)
+    process = context.Process(
+        target=_limited, args=(work, kind, seconds, gigabytes, theirs), daemon=True
+    )
     process.start()
     theirs.close()
     try:
-        if ours.poll(seconds):
+        if ours.poll(seconds * PATIENCE):
             found: Row = ours.recv()
             return found
-        return {"status": "stopped", "reason": f"not done after {seconds:g} seconds"}
+        return {"status": "stopped", "reason": f"not done after {seconds * PATIENCE} seconds"}
     except EOFError:
         process.join()
+        if process.exitcode == -signal.SIGXCPU:
+            return {"status": "stopped", "reason": f"not done after {seconds} s of processor"}
         return {"status": "stopped", "reason": f"the process ended with code {process.exitcode}"}
     finally:
         process.kill()
         process.join()
 
 
-def _limited(work: Any, kind: str, gigabytes: float, results: Connection) -> None:
+def _limited(work: Any, kind: str, seconds: int, gigabytes: float, results: Connection) -> None:
     most = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     results.send(work(kind))
 
 

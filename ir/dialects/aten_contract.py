@@ -56,11 +56,13 @@ def contracted(t: Typing, equation: str, operands: tuple[Arg, ...]) -> list[Dims
 def attention(t: Typing, op: Op) -> list[Dims] | None:
     """Fused attention. With `enable_gqa` the kernel shares each key head among query heads."""
     operands = [*op.args[:3], argument(op, 3, "attn_mask")]
+    fact = " | pin t: a softmax runs over it"
     if not argument(op, 7, "enable_gqa", False):
-        return t.apply("... h s d, ... h t d, ... h t e, ... h s t -> ... h s e", operands)
+        plain = "... h s d, ... h t d, ... h t e, ... h s t -> ... h s e"
+        return t.apply(plain + fact, operands)
     kv = t.axes.size(t.of(op.args[1])[-3])
     shared = "... (k g) s d, ... k t d, ... k t e, ... (k g) s t -> ... (k g) s e"
-    return t.apply(shared, operands, sizes={"k": kv})
+    return t.apply(shared + fact, operands, sizes={"k": kv})
 
 
 def _groups_at(op: Op) -> int:

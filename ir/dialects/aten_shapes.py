@@ -77,18 +77,18 @@ def repeat(t: Typing, op: Op) -> list[Dims]:
         if times == 1:
             dims.append(axis)
             continue
-        outer = _times(t, op, axis, i)
+        outer = _times(t, op, axis, i, times)
         dims.append(t.axes.product([outer, axis]))
         if isinstance(times, int):
             t.literal((1, i), outer)
     return [dims]
 
 
-def _times(t: Typing, op: Op, axis: AxisId, dim: int) -> AxisId:
+def _times(t: Typing, op: Op, axis: AxisId, dim: int, count: Arg) -> AxisId:
     """The axis of a repetition; its size is what the result's size leaves."""
     total = dim_size(op.types[0].shape[dim], t.graph.symbols)
     outer = t.axes.atom(total // t.axes.size(axis))
-    if isinstance(op.types[0].shape[dim], str):
+    if not isinstance(count, int):
         t.axes.mark(outer, "runtime", "")
         t.axes.pin(outer, "its size is known at run time only")
     return outer
@@ -100,7 +100,7 @@ def repeat_interleave(t: Typing, op: Op) -> list[Dims] | None:
     if not isinstance(op.args[1], int) or where is None:
         return None
     d = dim_of(where, len(x))
-    inner = _times(t, op, x[d], d)
+    inner = _times(t, op, x[d], d, op.args[1])
     x[d] = t.axes.product([x[d], inner])
     t.literal((1,), inner)
     total = op.kwarg("output_size")
