@@ -227,7 +227,7 @@ class Typing:
         for parameter in graph.parameters.values():
             self.dims[parameter.ref] = self.fresh(parameter.type.shape)
         for self._index, op in enumerate(graph.ops):
-            self.axes.where = f"{op.result} = {op.name}" + (f"   {op.loc}" if str(op.loc) else "")
+            self.axes.where = op
             self._step(op)
         self.axes.where = "output"
         for name, result in graph.outputs:
@@ -258,7 +258,7 @@ class Typing:
             self._give_up(op, f"`{op.name}` is used in a form that its rule does not cover")
             return
         for name in op.operands:
-            if name not in self._understood:
+            if name in self.sizes.factors and name not in self._understood:
                 self.sizes.opaque(self, name)
         for name, type_, dims in zip(op.results, op.types, results, strict=True):
             self.dims[name] = self._checked(op, type_, dims)

@@ -22,11 +22,11 @@ AxisId = int
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A fact about an atom. `pin` forbids pruning it, `norm` says that a statistic is taken
-    over it, `index` that data select from it; `where` is the operation responsible."""
+    over it, `index` that data select from it; `where` is the operation responsible, or a text."""
 
     kind: str
     reason: str
-    where: str = ""
+    where: object = ""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Axes:
     def __init__(self) -> None:
         self._nodes: list[_Node] = [_Node(1)]
         self._marks: dict[AxisId, dict[tuple[str, str], Mark]] = {}
-        self.where = ""
+        self.where: object = ""
 
     # -- making terms -------------------------------------------------------------------
 

@@ -185,9 +185,8 @@ class _Coupler:
             size = self.typing.axes.size(atom.leaf)
             places = tuple(atom.places)
             if stops:
-                pinned.append(
-                    Pinned(atom.name, atom.role, size, places, stops[0].reason, stops[0].where)
-                )
+                reason, where = stops[0].reason, _told(stops[0].where)
+                pinned.append(Pinned(atom.name, atom.role, size, places, reason, where))
             elif self._only_data(atom):
                 reason = "it occurs in stored data only, not in a weight"
                 pinned.append(Pinned(atom.name, atom.role, size, places, reason))
@@ -243,6 +242,13 @@ class _Coupler:
             if factor not in served
             and any(x in self.atoms for x in self.typing.axes.leaves(factor))
         )
+
+
+def _told(where: object) -> str:
+    """An operation as a reader finds it: its result, its name and its place in the model."""
+    if not isinstance(where, Op):
+        return str(where)
+    return f"{where.result} = {where.name}" + (f"   {where.loc}" if str(where.loc) else "")
 
 
 def _common(names: Sequence[str]) -> str:

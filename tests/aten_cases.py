@@ -220,6 +220,16 @@ def batch_norm(b: Builder) -> Ref:
     return b.mix(b.call("aten.batch_norm.default", b.space(12), *stored, *rest))
 
 
+def standardised(b: Builder) -> Ref:
+    """The filters of a convolution, each made to have mean 0 and variance 1."""
+    y = b.space(12)
+    rest: tuple[Arg, ...] = (None, None, None, None, True, 0.1, 1e-5, False)
+    flat = b.call("aten.reshape.default", b.weight(8, 12, 3, 3), (1, 8, 108))
+    filters = b.call("aten.batch_norm.default", flat, *rest)
+    filters = b.call("aten.reshape.default", filters, (8, 12, 3, 3))
+    return b.mix(b.call("aten.conv2d.default", y, filters, None, (1, 1), (1, 1)))
+
+
 def batch_norm_legit(b: Builder) -> Ref:
     name = "aten._native_batch_norm_legit_no_training.default"
     stored = b.weight(12), b.weight(12), b.weight(12), b.positive(12)
@@ -775,7 +785,7 @@ CASES: dict[str, Case] = {
     "aten.conv_transpose2d": case(transposed(2), 12, 8, 3, 6, 2),
     "aten.conv_transpose3d": case(transposed(3), 12, 8, 3, 6, 2),
     # norms
-    "aten.batch_norm": case(batch_norm, 12),
+    "aten.batch_norm": both(case(batch_norm, 12), case(standardised, 8, 12)),
     "aten._native_batch_norm_legit_no_training": case(batch_norm_legit, 12),
     "aten.instance_norm": case(instance_norm, 12),
     "aten.layer_norm": case(layer_norm, 12, 2, 4),

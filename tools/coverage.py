@@ -59,8 +59,10 @@ def _run(asked: argparse.Namespace) -> None:
     quietly()
     sources = source_hash()
     known = read(asked.state)
+    types = model_types()
+    asked_tasks = asked.task or dict.fromkeys(task for task, _ in types.values())
     wanted = asked.models or [
-        kind for kind, (task, _) in model_types().items() if not asked.task or task in asked.task
+        kind for task in asked_tasks for kind, (of, _) in types.items() if of == task
     ]
     for kind in wanted:
         row = known.get(kind)

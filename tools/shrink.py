@@ -102,12 +102,18 @@ def variants(config: Any, exceptions: Mapping[str, Any] | None = None) -> Iterat
     holds values by dotted path that cannot be found blindly.
     """
     fixed = {tuple(path.split(".")): value for path, value in (exceptions or {}).items()}
-    whole = [changes(config, variant, _Pools(variant)) for variant in VARIANTS]
+    whole = [_with(changes(config, variant, _Pools(variant)), fixed) for variant in VARIANTS]
     for found in whole:
-        yield from _built(config, found | fixed)
+        yield from _built(config, found)
     for found in whole[:2]:
         for path in found:
-            yield from _built(config, {k: v for k, v in found.items() if k != path} | fixed)
+            yield from _built(config, {k: v for k, v in found.items() if k != path})
+
+
+def _with(found: Changes, fixed: Changes) -> Changes:
+    """Changes with some that are given, which stand for all below them."""
+    rest = {k: v for k, v in found.items() if not any(k[: len(f)] == f for f in fixed)}
+    return rest | fixed
 
 
 def _built(config: Any, found: Changes) -> Iterator[Any]:

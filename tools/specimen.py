@@ -27,9 +27,9 @@ __all__ = ["NotBuilt", "Specimen", "model_types", "specimen"]
 
 TASKS = (
     "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM",
-    "SPEECH_SEQ_2_SEQ", "IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "UNIVERSAL_SEGMENTATION",
-    "INSTANCE_SEGMENTATION", "IMAGE_SEGMENTATION", "OBJECT_DETECTION", "ZERO_SHOT_OBJECT_DETECTION",
-    "DEPTH_ESTIMATION", "CTC", "AUDIO_CLASSIFICATION", "ZERO_SHOT_IMAGE_CLASSIFICATION",
+    "SPEECH_SEQ_2_SEQ", "IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION",
+    "UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION", "IMAGE_SEGMENTATION",
+    "ZERO_SHOT_OBJECT_DETECTION", "DEPTH_ESTIMATION", "CTC", "AUDIO_CLASSIFICATION", "ZERO_SHOT_IMAGE_CLASSIFICATION",
     "VIDEO_CLASSIFICATION", "MASK_GENERATION", "VISUAL_QUESTION_ANSWERING",
     "DOCUMENT_QUESTION_ANSWERING", "KEYPOINT_DETECTION", "KEYPOINT_MATCHING",
     "MASKED_IMAGE_MODELING", "IMAGE_TO_IMAGE", "TEXT_ENCODING", "BACKBONE",
@@ -42,7 +42,28 @@ LARGEST = 12_000_000
 PATIENCE = 30
 """Seconds after which no further variant is tried."""
 
+# where the default backbone comes from a library that is not there
+_RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 24,
+    "hidden_sizes": [16, 28, 36, 44],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage4"],
+}
+_BACKBONE = {"backbone_config": _RESNET, "use_timm_backbone": False}
+_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+_PYRAMID = {"backbone_config": {**_RESNET, "out_features": _STAGES[1:]}}
+_WHOLE = {"backbone_config": {**_RESNET, "out_features": _STAGES}}
+
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "detr": _BACKBONE,
+    "table-transformer": _BACKBONE,
+    "conditional_detr": _BACKBONE,
+    "deformable_detr": _PYRAMID,
+    "grounding-dino": _PYRAMID,
+    "mm-grounding-dino": _PYRAMID,
+    "upernet": _WHOLE,
     "xmod": {"default_language": "en_XX"},
     "chameleon": {"vocabulary_map": {"<image>": 8}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}},

@@ -179,9 +179,8 @@ def channel_norm(t: Typing, op: Op) -> list[Dims] | None:
     found = t.apply("b c ..., c, c, c, c -> b c ...", op.args[:5])
     if found is None or op.name.startswith("aten._native_batch_norm_legit_no_training"):
         return found and [found[0], *(t.fresh(type_.shape) for type_ in op.types[1:])]
-    if op.args[5]:
-        over = [a for i, a in enumerate(found[0]) if i != 1]
-        t.pin(over, f"`{op.name}` takes a statistic over it")
+    for axis in [*found[0][:1], *found[0][2:]] if op.args[5] else ():
+        t.norm(axis)
     return found
 
 
@@ -190,7 +189,8 @@ def group_norm(t: Typing, op: Op) -> list[Dims]:
     for arg in (argument(op, 2, "weight"), argument(op, 3, "bias")):
         if isinstance(arg, Ref):
             t.axes.unify(x[1], t.of(arg)[0])
-    t.pin(x[2:], f"`{op.name}` takes a statistic over it")
+    for axis in x[2:]:
+        t.norm(axis)
     pair = t.axes.split(x[1], groups) if groups > 1 else (t.axes.UNIT, x[1])
     if pair is None:  # and all that it holds is pinned
         return [x]

@@ -1,0 +1,107 @@
+"""Forty architectures of many kinds: neurons, heads and hidden sizes are pruned as masked.
+
+The models are built as `tools/coverage.py` builds all of transformers' types: small, by a shrinker
+that knows no architecture.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from coverage_page import ALLOWED, mark, summary, write_pages
+from coverage_row import Row, coverage_of, quietly
+from specimen import model_types
+
+BLOCKS = ("neuron", "query_head", "hidden")
+GROUPED = ("neuron", "query_head", "kv_head", "hidden")
+
+EXPECTED: dict[str, tuple[str, ...]] = {
+    # decoders: grouped queries, norms of queries and keys, sandwich norms, parallel residuals
+    "llama": GROUPED, "qwen3": GROUPED, "gemma3_text": GROUPED, "olmo2": GROUPED,
+    "cohere": GROUPED, "stablelm": GROUPED, "phi3": GROUPED, "glm": GROUPED,
+    # one key-value head, fused queries, keys and values in several layouts, ALiBi
+    "falcon": BLOCKS, "gpt_bigcode": BLOCKS, "gpt2": BLOCKS, "gpt_neox": BLOCKS,
+    "bloom": BLOCKS, "mpt": BLOCKS, "gptj": BLOCKS, "opt": BLOCKS,
+    # latent attention, experts in one tensor, shared experts, attention sinks
+    "deepseek_v3": BLOCKS, "mixtral": GROUPED, "qwen2_moe": GROUPED, "gpt_oss": GROUPED,
+    # without attention
+    "mamba": ("neuron", "hidden"), "mamba2": ("neuron", "hidden"),
+    # encoders: layers that share weights, disentangled attention, local attention
+    "albert": BLOCKS, "deberta-v2": BLOCKS, "modernbert": BLOCKS, "xlnet": BLOCKS,
+    # encoder-decoders and speech
+    "bart": BLOCKS, "t5": BLOCKS, "whisper": BLOCKS, "wav2vec2": BLOCKS,
+    # images
+    "vit": BLOCKS, "beit": BLOCKS, "swin": BLOCKS, "segformer": BLOCKS,
+    "levit": BLOCKS, "convnext": ("neuron", "channel"), "resnet": ("channel",),
+    "mobilenet_v2": ("channel",), "efficientnet": ("channel",),
+    # text beside images
+    "clip": BLOCKS,
+}  # fmt: skip
+
+
+@cache
+def row(kind: str) -> Row:
+    quietly()
+    return coverage_of(kind)
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_prunable_and_equal_to_masking(kind: str) -> None:
+    found = row(kind)
+    assert found["status"] == "traced", found.get("reason")
+    roles = found["roles"]
+    assert {role: mark(roles.get(role)) for role in EXPECTED[kind]} == dict.fromkeys(
+        EXPECTED[kind], "ok"
+    )
+    for role, held in roles.items():
+        assert held.get("difference", 0.0) <= ALLOWED, role
+        assert "error" not in held, role
+        assert not held["groups"] or held["moved"] > 0, f"{role}: something was removed"
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_the_program_is_the_model(kind: str) -> None:
+    assert row(kind)["program"]["difference"] <= ALLOWED
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_no_weight_is_left_out(kind: str) -> None:
+    """Each dimension of a weight is in a group, or pinned with a reason."""
+    found = row(kind)
+    assert found["silent"] == []
+    assert found["without_rule"] == {}
+    assert all(pin["reason"] for held in found["roles"].values() for pin in held.get("pins", []))
+
+
+def test_forty() -> None:
+    assert len(EXPECTED) == 40
+    assert set(EXPECTED) <= set(model_types())
+
+
+def test_pages(tmp_path: Path) -> None:
+    """What was found stands in the pages, also what could not be tried."""
+    good = {
+        "model": "one", "task": "causal_lm", "status": "traced", "nodes": 100, "silent": [],
+        "trace_seconds": 1.0, "type_seconds": 0.001, "reachable": 0.9,
+        "roles": {"neuron": {"groups": 2, "pinned": 0, "difference": 0.0},
+                  "hidden": {"groups": 1, "pinned": 0, "difference": 0.1}},
+    }  # fmt: skip
+    pin = {"size": 4, "places": ["w[0]"], "reason": "a|b", "where": "%x"}
+    pinned = {"groups": 0, "pinned": 1, "pins": [pin]}
+    other = {**good, "model": "two", "nodes": 200, "type_seconds": 0.002,
+             "roles": {"neuron": pinned}}  # fmt: skip
+    lost = {"model": "three", "status": "not built", "reason": "no `timm`"}
+    found = summary([good, other, lost])
+    assert (found["attempted"], found["built"], found["traced"]) == (3, 2, 2)
+    assert (found["neurons_and_heads"], found["hidden"], found["failing"]) == (1, 0, 1)
+    assert found["fit_exponent"] == 1.0
+    write_pages([good, other, lost], tmp_path)
+    page = (tmp_path / "coverage.md").read_text(encoding="utf-8")
+    assert "| one | ✓ | – | – | – | – | – | **fails** | 90% | 100 | 1.0 | 1.0 |" in page
+    assert "| two | neuron, w[0]: a\\|b | %x |" in page
+    assert "| three | no `timm` |  |" in page
+    assert len(json.loads((tmp_path / "coverage.json").read_text())["rows"]) == 3
+    assert (tmp_path / "coverage.png").stat().st_size > 1000
