@@ -3,6 +3,7 @@
 #   make demo     prune SmolLM2-135M and compare the dense with the pruned model
 #   make test     make check, then the tests;   make test ARGS="-k axes" for some of them
 #   make quick    the tests that need none of the real models
+#   make zoo      every model type of transformers, and docs/coverage.md; goes on where it stopped
 #   make check    ruff, mypy, import rules
 #   make format   let ruff reformat and fix
 #   make models   the three real models as Hugging Face folders ($PRUNEC_MODELS)
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 unexport PYTHONPATH PYTHONHOME
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test quick check format models setup clean
+.PHONY: demo test quick zoo check format models setup clean
 .DELETE_ON_ERROR:
 
 demo: setup models
@@ -32,6 +33,10 @@ test: check models
 
 quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q $(WORKERS) -m "not model" $(ARGS)
+
+zoo: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tools/coverage.py $(ARGS)
+	$(BIN)/python tools/coverage.py --write docs
 
 check: setup
 	$(BIN)/ruff check .

@@ -2,9 +2,9 @@
 
 An axis contracted between two computed values is a `head_dim`, one that both share beside it a
 head; one that data select from is a `vocab`; one that a weight shares with its input as a batch
-an `expert`; one that only leaves the graph an `output`; one around which a residual connection
-leads is `hidden`; any other between two linear layers is a `neuron`, between convolutions a
-`channel`.
+an `expert`; one of these that a softmax runs over a `position`; one that only leaves the graph an
+`output`; one around which a residual connection leads is `hidden`; any other between two linear
+layers is a `neuron`, between convolutions a `channel`.
 """
 
 from __future__ import annotations
@@ -191,6 +191,8 @@ def role_of(typing: Typing, evidence: Evidence, leaf: AxisId) -> str:
         leaf
     ):
         return "output"
+    if votes and any("softmax" in mark.reason for mark in marks):
+        return "position"
     for role in ("head", "head_dim", "expert"):
         if votes[role]:
             return role
