@@ -221,7 +221,7 @@ class Axes:
         while len(left) > 1 and len(right) > 1 and self.size(left[-1]) == self.size(right[-1]):
             self.unify(left.pop(), right.pop())
         shown = [" ".join(map(self.show, parts)) for parts in (left, right)]
-        for parts, one, other in ((left, *shown), (right, *reversed(shown))):
+        for parts, one, other in ((left, shown[0], shown[1]), (right, shown[1], shown[0])):
             for part in parts:
                 self.pin(part, f"({one}) meets ({other}): no common refinement")
         return False
