@@ -5,8 +5,8 @@
 OUT gets NAME.json, what a benchmark printed, and NAME.log, what it told meanwhile. One that was
 measured by the same sources before is not run again, unless it is named or --fresh is given. One
 that fails does not stop the rest. Prints a summary: which figures were found and met. Nothing
-else should run on the machine. Those that take long are run only when they are named: quality and
-calibration_memory.
+else should run on the machine. Those that take long are run only when they are named: quality,
+calibration_memory, survive and fuzz.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = (
 )
 """Those that measure time come first."""
 
-LONG = ("quality", "calibration_memory")
+LONG = ("quality", "calibration_memory", "survive", "fuzz")
 """Run only when they are named: they take long."""
 
 

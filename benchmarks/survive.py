@@ -1,0 +1,419 @@
+"""Runs of `prunec prune` that are killed, starved and crowded: what they leave, what they say.
+
+    python benchmarks/survive.py                 50 kills, then every fault
+    python benchmarks/survive.py --kills 5 --seed 3
+
+A random Llama of three layers is pruned to Hugging Face and ONNX with calibration, `--resume` and
+a layout per layer. Each kill is a SIGKILL at a random moment of that run. Afterwards the output
+must be absent or complete, and the same command must finish with the very bytes of a run that
+nobody killed and leave nothing else behind. These runs start with their libraries loaded, so that
+the moments fall into the work. The faults: a full disk (a small tmpfs), a read-only one, a folder
+that may not be written, two runs with one output, Ctrl-C, SIGTERM and too little memory at several
+limits. Each must end with the right exit code, one message and no traceback, and leave no half of
+an output. Needs Linux, and a root that may mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Protocol
+
+from common import Document, Figure, cache, command_line, figures, main, parser, prunec, say
+from random_llama import random_llama
+
+OPTIONS = (
+    "--target", "blocks=60%", "--method", "flap", "--restore", "ls", "--layout", "per-layer",
+    "--format", "hf,onnx", "--calibration-samples", "16", "--calibration-length", "32",
+)  # fmt: skip
+RESULT = ("hf/model.safetensors", "hf/config.json", "onnx/model.onnx", "plan.json")
+"""What must be the same bytes in every run."""
+WHOLE = (*RESULT, "recipe.yaml", "report.json", "report.html", "README.md")
+LIMITS = (500, 900, 1500, 2500)
+"""Megabytes of address space: from too little for the interpreter's libraries to nearly enough."""
+LOADED = (
+    "onnxscript", "prunec.backends.onnx", "prunec.emission_hf", "prunec.pipeline", "prunec.request",
+    "prunec.show", "torch.onnx", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+"""What a fork finds loaded."""
+DEADLINE = 600
+HUMBLE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+"""Before a command of root: it heeds the rights of files like anybody."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over: `left` are the names in the folder that OUT lies in."""
+
+    code: int
+    seconds: float
+    stderr: str
+    left: tuple[str, ...]
+
+    @property
+    def errors(self) -> int:
+        """Messages of errors; there must be one."""
+        return sum(line.startswith("error[") for line in self.stderr.splitlines())
+
+    @property
+    def unhandled(self) -> bool:
+        words = ("Traceback", "internal error", "Fatal Python", "terminate called")
+        return any(word in self.stderr for word in words)
+
+
+def run(arguments: Sequence[str] | None = None) -> Document:
+    options = parser(__doc__)
+    options.add_argument("--kills", type=int, default=50, metavar="N", help="[%(default)s]")
+    options.add_argument("--seed", type=int, default=0, help="of the moments [%(default)s]")
+    options.add_argument("--cache-dir", type=Path, help="where the model is kept")
+    asked = options.parse_args(arguments)
+    model = random_llama(cache(asked.cache_dir), "tiny", "float32")
+    with tempfile.TemporaryDirectory(prefix="prunec-survive-") as scratch:
+        wanted, seconds = _reference(model, Path(scratch) / "reference")
+        say(f"an undisturbed run takes {seconds:.1f} s")
+        rng = random.Random(asked.seed)
+        kills = [
+            _kill(model, Path(scratch) / "kill", rng.uniform(0, seconds), wanted)
+            for _ in range(asked.kills)
+        ]
+        faults = {name: _judged(name, fault(model, Path(scratch))) for name, fault in FAULTS}
+    survived = sum(kill["survived"] for kill in kills)
+    handled = sum(fault["handled"] for fault in faults.values())
+    return {
+        "command": command_line(prunec(*_line("MODEL", "OUT"))),
+        "seconds_undisturbed": round(seconds, 1),
+        "kills": kills,
+        "stages": _counted(kill["found"] for kill in kills),
+        "faults": faults,
+        "figures": figures(
+            Figure("kills survived", survived, least=asked.kills),
+            Figure("faults handled", handled, least=len(FAULTS)),
+        ),
+    }
+
+
+def _line(model: object, out: object, *more: str) -> tuple[str, ...]:
+    return ("prune", str(model), "-o", str(out), *OPTIONS, "--resume", *more)
+
+
+# -- kills ------------------------------------------------------------------------------------
+
+
+def _reference(model: Path, folder: Path) -> tuple[dict[str, str], float]:
+    """The hashes of an undisturbed run, and how long one takes with its libraries loaded."""
+    for name, start in (("first", _run), ("second", _forked)):
+        found = start(model, folder / name / "out")
+        if found.code != 0:
+            raise SystemExit(f"the undisturbed run ended with {found.code}:\n{found.stderr}")
+    first, second = (_hashes(folder / name / "out") for name in ("first", "second"))
+    assert first == second, "two undisturbed runs differ"
+    return first, found.seconds
+
+
+def _kill(model: Path, folder: Path, moment: float, wanted: Mapping[str, str]) -> Document:
+    """One kill and one resumption."""
+    shutil.rmtree(folder, ignore_errors=True)
+    out = folder / "out"
+    killed = _forked(model, out, (moment, signal.SIGKILL))
+    found = _state(folder, killed)
+    sound = not out.exists() or (_hashes(out) == wanted and _complete(out))
+    if not out.exists():
+        resumed = _forked(model, out)
+        sound = sound and resumed.code == 0 and _hashes(out) == wanted and _complete(out)
+        sound = sound and resumed.left == ("out",)
+    say(f"killed after {moment:5.2f} s, {found}: {'survived' if sound else 'NOT SURVIVED'}")
+    return {"moment": round(moment, 3), "found": found, "left": killed.left, "survived": sound}
+
+
+def _state(folder: Path, killed: Ended) -> str:
+    """What the kill met, from what it left."""
+    if killed.code != -signal.SIGKILL:
+        return "finished before"
+    steps = sorted(p.stem for p in folder.glob(".out.prunec-state/*.npz"))
+    stage = any(name.startswith(".out.prunec-") and name[-1].isdigit() for name in killed.left)
+    if steps:
+        return f"{len(steps)} steps saved"
+    return "nothing saved" if stage else "nothing written"
+
+
+def _hashes(out: Path) -> dict[str, str]:
+    files = [out / name for name in RESULT if (out / name).is_file()]
+    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def _complete(out: Path) -> bool:
+    if not all((out / name).is_file() for name in WHOLE):
+        return False
+    json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return True
+
+
+# -- faults -----------------------------------------------------------------------------------
+
+
+def _full_disk(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
+    """The model's weights alone are larger than the disk."""
+    with _mounted(scratch / "small", "size=200k") as disk:
+        return [(_run(model, disk / "out"), {1})]
+
+
+def _read_only_disk(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
+    with _mounted(scratch / "frozen", "size=1m,ro") as disk:
+        return [(_run(model, disk / "out"), {1, 2})]
+
+
+def _forbidden_folder(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
+    """Root may write everywhere, unless it gives up that right."""
+    folder = scratch / "forbidden"
+    folder.mkdir()
+    folder.chmod(0o555)
+    return [(_run(model, folder / "out", before=HUMBLE if os.geteuid() == 0 else ()), {2})]
+
+
+def _two_at_once(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
+    """The second is turned away while the first goes on and finishes."""
+    folder = scratch / "crowded"
+    first = _command(model, folder / "out")
+    lock = folder / ".out.prunec-lock"
+    until = time.monotonic() + 60
+    while not lock.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    second = _run(model, folder / "out")
+    ended = _wait(first, folder)
+    if ended.code != 0 or not _complete(folder / "out") or ended.left != ("out",):
+        raise SystemExit(f"the run that was first did not finish:\n{ended.stderr}")
+    return [(Ended(second.code, second.seconds, second.stderr, ()), {2})]
+
+
+def _interrupted(number: signal.Signals, code: int) -> Fault:
+    def fault(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
+        """At several moments, from while libraries are loaded to while files are written."""
+        found = []
+        for part in (0.15, 0.4, 0.6, 0.8, 0.9):
+            folder = scratch / f"signal-{number}-{part}"
+            moment = part * _duration(model, scratch)
+            found.append((_run(model, folder / "out", interrupt=(moment, number)), {code, 0}))
+        return found
+
+    return fault
+
+
+def _little_memory(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
+    return [
+        (_run(model, scratch / f"memory-{limit}" / "out", megabytes=limit), {1, 0})
+        for limit in LIMITS
+    ]
+
+
+Fault = Callable[[Path, Path], list[tuple[Ended, set[int]]]]
+FAULTS: Sequence[tuple[str, Fault]] = (
+    ("disk full", _full_disk),
+    ("disk read-only", _read_only_disk),
+    ("folder that may not be written", _forbidden_folder),
+    ("two runs with one output", _two_at_once),
+    ("Ctrl-C", _interrupted(signal.SIGINT, 130)),
+    ("SIGTERM", _interrupted(signal.SIGTERM, 143)),
+    ("too little memory", _little_memory),
+)
+
+
+def _judged(name: str, found: list[tuple[Ended, set[int]]]) -> Document:
+    """Whether every run ended as it must: one message for each that failed, and no half output."""
+    rows = []
+    for ended, codes in found:
+        said = ended.errors == (0 if ended.code == 0 else 1) and not ended.unhandled
+        # `--resume` keeps its state where it is named; all else must be gone
+        clean = set(ended.left) <= {".out.prunec-state"} or (ended.code == 0)
+        handled = ended.code in codes and said and clean
+        message = next((s for s in ended.stderr.splitlines() if s.startswith("error[")), "")
+        rows.append(
+            {"code": ended.code, "message": message, "left": ended.left, "handled": handled}
+        )
+        if not handled:
+            say(f"{name}: code {ended.code}, left {ended.left}\n{ended.stderr}")
+    done = all(row["handled"] for row in rows)
+    say(f"{name}: {'handled' if done else 'NOT HANDLED'}")
+    return {"handled": done, "runs": rows}
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=False
+    )
+    if made.returncode != 0:
+        raise SystemExit(
+            "a tmpfs cannot be mounted here: run this as root, in a container of its own"
+        )
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def _duration(model: Path, scratch: Path) -> float:
+    """Of an undisturbed run, measured once."""
+    note = scratch / "duration"
+    if not note.exists():
+        note.write_text(str(_run(model, scratch / "timed" / "out").seconds), encoding="utf-8")
+    return float(note.read_text(encoding="utf-8"))
+
+
+# -- processes --------------------------------------------------------------------------------
+
+
+class Child(Protocol):
+    """A process in a session of its own."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def ended(self, seconds: float) -> int | None:
+        """Its exit code, or None when it still runs after so many seconds."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A run as a user starts it."""
+
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def ended(self, seconds: float) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(seconds)
+        return None
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A run that starts with all libraries loaded: its moments are those of the work."""
+
+    process: ForkProcess
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def ended(self, seconds: float) -> int | None:
+        self.process.join(seconds)
+        return self.process.exitcode
+
+
+@dataclass(frozen=True)
+class Started:
+    child: Child
+    errors: Path
+    at: float
+
+
+def _command(
+    model: Path, out: Path, *, megabytes: int | None = None, before: Sequence[str] = ()
+) -> Started:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix="prunec-stderr-")
+
+    def limited() -> None:
+        if megabytes is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
+
+    process = subprocess.Popen(
+        (*before, *prunec(*_line(model, out))),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=handle,
+        start_new_session=True,
+        preexec_fn=limited,
+    )
+    os.close(handle)
+    return Started(Command(process), Path(name), time.monotonic())
+
+
+def _fork(model: Path, out: Path) -> Started:
+    for module in LOADED:
+        importlib.import_module(module)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix="prunec-stderr-")
+    process = multiprocessing.get_context("fork").Process(target=_body, args=(model, out, handle))
+    process.start()
+    os.close(handle)
+    return Started(Fork(process), Path(name), time.monotonic())
+
+
+def _body(model: Path, out: Path, errors: int) -> None:
+    from prunec.cli import main as command
+
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(errors, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    code = command(_line(model, out))
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _wait(started: Started, folder: Path, interrupt: tuple[float, int] | None = None) -> Ended:
+    code = None
+    if interrupt is not None:
+        moment, number = interrupt
+        code = started.child.ended(max(0.0, moment - (time.monotonic() - started.at)))
+        if code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.child.pid, number)
+    code = started.child.ended(DEADLINE) if code is None else code
+    if code is None:
+        os.killpg(started.child.pid, signal.SIGKILL)
+        raise SystemExit(f"a run hangs: it was killed after {DEADLINE} s")
+    stderr = started.errors.read_text(encoding="utf-8", errors="replace")
+    started.errors.unlink()
+    left = tuple(sorted(path.name for path in folder.iterdir())) if folder.exists() else ()
+    return Ended(code, time.monotonic() - started.at, stderr, left)
+
+
+def _run(
+    model: Path,
+    out: Path,
+    *,
+    interrupt: tuple[float, int] | None = None,
+    megabytes: int | None = None,
+    before: Sequence[str] = (),
+) -> Ended:
+    started = _command(model, out, megabytes=megabytes, before=before)
+    return _wait(started, out.parent, interrupt)
+
+
+def _forked(model: Path, out: Path, interrupt: tuple[float, int] | None = None) -> Ended:
+    return _wait(_fork(model, out), out.parent, interrupt)
+
+
+def _counted(found: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in found:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+if __name__ == "__main__":
+    main(run)
