@@ -3,14 +3,14 @@
     python benchmarks/survive.py                 50 kills, then every fault
     python benchmarks/survive.py --kills 5 --seed 3
 
-A random Llama of three layers is pruned to Hugging Face and ONNX with calibration, `--resume` and
-a layout per layer. Each kill is a SIGKILL at a random moment of that run. Afterwards the output
-must be absent or complete, and the same command must finish with the very bytes of a run that
-nobody killed and leave nothing else behind. These runs start with their libraries loaded, so that
-the moments fall into the work. The faults: a full disk (a small tmpfs), a read-only one, a folder
-that may not be written, two runs with one output, Ctrl-C, SIGTERM and too little memory at several
-limits. Each must end with the right exit code, one message and no traceback, and leave no half of
-an output. Needs Linux, and a root that may mount.
+A random Llama of three layers is pruned with calibration and `--resume`. Each kill is a SIGKILL at
+a random moment of that run. Afterwards the output must be absent or complete. The same command is
+then killed again, five times in all, and let go at last: it must finish with the very bytes of a
+run that nobody killed, and leave nothing else behind. These runs start with their libraries
+loaded, so that the moments fall into the work. The faults: a full disk (a small tmpfs), a read-only
+one, a folder that may not be written, two runs with one output, Ctrl-C, SIGTERM and too little
+memory at several limits. Each must end with the right exit code, one message and no traceback, and
+leave no half of an output. Needs Linux, and a root that may mount.
 """
 
 from __future__ import annotations
@@ -39,19 +39,21 @@ from common import Document, Figure, cache, command_line, figures, main, parser,
 from random_llama import random_llama
 
 OPTIONS = (
-    "--target", "blocks=60%", "--method", "flap", "--restore", "ls", "--layout", "per-layer",
-    "--format", "hf,onnx", "--calibration-samples", "16", "--calibration-length", "32",
+    "--target", "blocks=60%", "--method", "fasp", "--groups", "neuron", "--format", "hf",
+    "--calibration-samples", "16", "--calibration-length", "32",
 )  # fmt: skip
-RESULT = ("hf/model.safetensors", "hf/config.json", "onnx/model.onnx", "plan.json")
+RESULT = ("hf/model.safetensors", "hf/config.json", "plan.json")
 """What must be the same bytes in every run."""
 WHOLE = (*RESULT, "recipe.yaml", "report.json", "report.html", "README.md")
 LIMITS = (500, 900, 1500, 2500)
 """Megabytes of address space: from too little for the interpreter's libraries to nearly enough."""
 LOADED = (
-    "onnxscript", "prunec.backends.onnx", "prunec.emission_hf", "prunec.pipeline", "prunec.request",
-    "prunec.show", "torch.onnx", "transformers.models.llama.modeling_llama",
+    "prunec.emission_hf", "prunec.pipeline", "prunec.request", "prunec.show",
+    "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 """What a fork finds loaded."""
+IN_A_ROW = 5
+"""Kills before a run is let go."""
 DEADLINE = 600
 HUMBLE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """Before a command of root: it heeds the rights of files like anybody."""
@@ -88,10 +90,11 @@ def run(arguments: Sequence[str] | None = None) -> Document:
         wanted, seconds = _reference(model, Path(scratch) / "reference")
         say(f"an undisturbed run takes {seconds:.1f} s")
         rng = random.Random(asked.seed)
-        kills = [
-            _kill(model, Path(scratch) / "kill", rng.uniform(0, seconds), wanted)
-            for _ in range(asked.kills)
-        ]
+        kills: list[Document] = []
+        while len(kills) < asked.kills:
+            count = min(IN_A_ROW, asked.kills - len(kills))
+            moments = [rng.uniform(0, seconds) for _ in range(count)]
+            kills += _chain(model, Path(scratch) / f"chain-{len(kills)}", moments, wanted)
         faults = {name: _judged(name, fault(model, Path(scratch))) for name, fault in FAULTS}
     survived = sum(kill["survived"] for kill in kills)
     handled = sum(fault["handled"] for fault in faults.values())
@@ -126,19 +129,25 @@ def _reference(model: Path, folder: Path) -> tuple[dict[str, str], float]:
     return first, found.seconds
 
 
-def _kill(model: Path, folder: Path, moment: float, wanted: Mapping[str, str]) -> Document:
-    """One kill and one resumption."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _chain(
+    model: Path, folder: Path, moments: Sequence[float], wanted: Mapping[str, str]
+) -> list[Document]:
+    """Runs that are killed one after the other, and one that finishes what they began. When that
+    one does not, none of the kills before it was survived."""
     out = folder / "out"
-    killed = _forked(model, out, (moment, signal.SIGKILL))
-    found = _state(folder, killed)
-    sound = not out.exists() or (_hashes(out) == wanted and _complete(out))
-    if not out.exists():
-        resumed = _forked(model, out)
-        sound = sound and resumed.code == 0 and _hashes(out) == wanted and _complete(out)
-        sound = sound and resumed.left == ("out",)
-    say(f"killed after {moment:5.2f} s, {found}: {'survived' if sound else 'NOT SURVIVED'}")
-    return {"moment": round(moment, 3), "found": found, "left": killed.left, "survived": sound}
+    rows: list[Document] = []
+    for moment in moments:
+        shutil.rmtree(out, ignore_errors=True)  # of a run that was faster than its end
+        killed = _forked(model, out, (moment, signal.SIGKILL))
+        sound = not out.exists() or (_hashes(out) == wanted and _complete(out))
+        told = {"moment": round(moment, 3), "found": _state(folder, killed), "left": killed.left}
+        rows.append({**told, "survived": sound})
+        say(f"killed after {moment:5.2f} s, {told['found']}: {'sound' if sound else 'BROKEN'}")
+    shutil.rmtree(out, ignore_errors=True)
+    last = _forked(model, out)
+    whole = last.code == 0 and _hashes(out) == wanted and _complete(out) and last.left == ("out",)
+    say(f"resumed: {'the same bytes' if whole else f'NOT AS IT SHOULD BE: {last}'}")
+    return [{**row, "survived": row["survived"] and whole} for row in rows]
 
 
 def _state(folder: Path, killed: Ended) -> str:

@@ -7,6 +7,7 @@ first dimension of every array counts samples. Only the samples that are used ar
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 T = TypeVar("T")
+
+MOST_PACKED = 1100
+"""Bytes that one packed byte may stand for: deflate reaches 1032."""
 
 KINDS = "biuf"
 """Numbers that a model can read."""
@@ -123,8 +127,9 @@ def _packed(path: Path) -> _Batch:
     def shapes() -> dict[str, tuple[int, ...]]:
         with zipfile.ZipFile(path) as archive:
             return {
-                name.removesuffix(".npy"): _header(archive.open(name))
-                for name in archive.namelist()
+                info.filename.removesuffix(".npy"): _header(archive.open(info), info.file_size)
+                for info in archive.infolist()
+                if _credible(info)
             }
 
     return _Batch(path, _told(path, shapes), lambda: _told(path, load))
@@ -141,21 +146,30 @@ def _loose(path: Path, named: Mapping[str, Path]) -> _Batch:
     return _Batch(where, _told(path, shapes), lambda: _told(path, load))
 
 
-def _header(stream: Any) -> tuple[int, ...]:
-    """The shape of an array, read without its values."""
+def _credible(info: zipfile.ZipInfo) -> bool:
+    """Whether so few bytes can unpack to so many; ValueError otherwise."""
+    if info.file_size <= MOST_PACKED * (info.compress_size + 1):
+        return True
+    raise ValueError(f"{info.filename} says that it unpacks to {info.file_size:,} bytes")
+
+
+def _header(stream: Any, size: int) -> tuple[int, ...]:
+    """The shape of an array, read without its values, which must be in the `size` bytes of it."""
     with stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0
         if version != (1, 0):
             read = np.lib.format.read_array_header_2_0
-        shape: tuple[int, ...] = read(stream)[0]
-        return shape
+        shape, _, dtype = read(stream)
+        if math.prod(shape) * dtype.itemsize > size:
+            raise ValueError(f"an array of shape {list(shape)} does not fit into {size:,} bytes")
+        return tuple(shape)
 
 
 def _told(path: Path, run: Callable[[], T]) -> T:
     try:
         return run()
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the readers of headers and of archives raise anything
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise bad_arrays(path, f"the arrays cannot be read: {said}") from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,16 +112,26 @@ def load_tokenizer(source: Source) -> Any:
     from prunec.frontends.quiet import quiet
 
     quiet()
-    try:
+    with _told("cannot be loaded", source.folder):
         return AutoTokenizer.from_pretrained(
             source.folder, trust_remote_code=source.trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # of many types, from several libraries
-        said = " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def _told(what: str, where: object) -> Iterator[None]:
+    """Raise P133 for whatever goes wrong in a tokenizer: errors of many types, from several
+    libraries, and panics of the one in Rust, which are no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
         raise fail(
             "P133",
-            f"the tokenizer cannot be loaded: {said}",
-            where=str(source.folder),
+            f"the tokenizer {what}: {said}",
+            where=str(where),
             help="complete its files, or install what it asks for",
         ) from error
 
@@ -146,8 +158,9 @@ class Frame:
 
 def frame(tokenizer: Any) -> Frame:
     """Find the special tokens by tokenising one letter with and without them."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
+    with _told("fails", getattr(tokenizer, "name_or_path", "")):
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = tokenizer("a")["input_ids"]
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return Frame(tuple(full[:start]), tuple(full[start + len(bare) :]))
@@ -156,7 +169,8 @@ def frame(tokenizer: Any) -> Frame:
 
 def tokenise(text: str, tokenizer: Any) -> Ids:
     """Token ids of a text without special tokens."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with _told("fails", getattr(tokenizer, "name_or_path", "")):
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return np.asarray(ids, np.int64)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from reprlib import repr as brief  # a value may stand for billions by its aliases
 from typing import Any
 
 from prunec.frontends.mixture import spell_mixture
@@ -61,6 +62,8 @@ MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
 """What a folder means as a model; its pictures and read-me files may change."""
 
 CHUNK = 1 << 22
+
+MODEL_FIELDS = ("path", "sha256")
 
 MODEL = "model"
 """What the model's file is to the user; see `check_files`."""
@@ -181,7 +184,9 @@ def _load(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_bytes())
+        # the parser in C, where there is one: the other takes minutes for a file of brackets
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        content = yaml.load(path.read_bytes(), Loader=loader)
     except FileNotFoundError:
         raise _unreadable(path, "does not exist") from None
     except OSError as error:
@@ -195,12 +200,12 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _mistakes(content: Mapping[str, Any]) -> Iterator[Diagnostic]:
     if content.get("version", VERSION) != VERSION:
-        yield Diagnostic("P841", f"recipe version {content['version']!r} is not known")
+        yield Diagnostic("P841", f"recipe version {brief(content['version'])} is not known")
     model = content.get("model", {})
-    if not isinstance(model, dict) or not isinstance(model.get("path", ""), str):
+    if not isinstance(model, dict) or not _texts(model.get(name, "") for name in MODEL_FIELDS):
         yield Diagnostic("P841", "`model` is not an object with a `path`")
     files = content.get("files", {})
-    if not isinstance(files, dict):
+    if not isinstance(files, dict) or not _texts([*files, *files.values()]):
         yield Diagnostic("P841", "`files` does not map paths to hashes")
     options = content.get("options", {})
     if not isinstance(options, dict):
@@ -213,7 +218,7 @@ def _mistakes(content: Mapping[str, Any]) -> Iterator[Diagnostic]:
 def _mistaken_option(name: Any, value: Any) -> Iterator[Diagnostic]:
     if name not in OPTIONS:
         known = ", ".join(OPTIONS)
-        yield Diagnostic("P841", f"unknown option {name!r}", help=f"a recipe may set {known}")
+        yield Diagnostic("P841", f"unknown option {brief(name)}", help=f"a recipe may set {known}")
         return
     kind = OPTIONS[name]
     fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
@@ -221,7 +226,11 @@ def _mistaken_option(name: Any, value: Any) -> Iterator[Diagnostic]:
         fits = all(isinstance(item, str) for item in value)
     if value is not None and not fits:
         shape = "a list of texts" if kind is list else {int: "a number", str: "a text"}[kind]
-        yield Diagnostic("P841", f"option {name} is not {shape}: {value!r}")
+        yield Diagnostic("P841", f"option {name} is not {shape}: {brief(value)}")
+
+
+def _texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _as_yaml(options: PruneOptions, name: str) -> Any:
@@ -249,10 +258,10 @@ def _as_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hashes(content: Mapping[str, Any]) -> dict[str, str]:
-    found = {str(name): str(value) for name, value in content.get("files", {}).items()}
+    found: dict[str, str] = dict(content.get("files", {}))
     model = content.get("model", {})
     if "path" in model and "sha256" in model:
-        found[model["path"]] = str(model["sha256"])
+        found[model["path"]] = model["sha256"]
     return found
 
 
