@@ -20,6 +20,7 @@ from prunec.ir.graph import Graph
 __all__ = ["example_inputs", "trace_hf"]
 
 MASK = "attention_mask"
+LAST = "last_hidden_state"
 BATCH, SEQUENCE, DECODER_SEQUENCE = "batch", "sequence", "decoder_sequence"
 
 
@@ -75,16 +76,20 @@ def _unmasked(name: str) -> Diagnostic:
 
 
 def _without_states(graph: Graph) -> Graph:
-    """The program without outputs that are inner states: other outputs are computed from them, and
-    they stand in the output of an inner model or have a value for every position."""
+    """The program without outputs that are inner states, which other outputs are computed from:
+    the fields of an inner model's output, and hidden states other than the last of all."""
     behind = _ancestors(graph)
     kept = tuple(
         (name, value)
         for name, value in graph.outputs
-        if not any(value in behind[other] for _, other in graph.outputs if other != value)
-        or not ("_output_" in name or len(graph.types[value].shape) > 2)
+        if not (_is_state(name) and any(value in behind[o] for _, o in graph.outputs if o != value))
     )
     return replace(graph, outputs=kept) if kept != graph.outputs else graph
+
+
+def _is_state(name: str) -> bool:
+    """By the names that the output classes of transformers use."""
+    return "_output_" in name or ("hidden_state" in name and not name.startswith(LAST))
 
 
 def _ancestors(graph: Graph) -> dict[str, frozenset[str]]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from handmade import Builder
-from prunec.backends.objective import shortened
 
 from prunec.backends import torch_backward
+from prunec.backends.objective import shortened
 from prunec.backends.torch_feeling import loss_per_error
 
 
