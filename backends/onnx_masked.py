@@ -76,9 +76,10 @@ class _Masking:
                 continue
             twin = self.twins[id(node)]
             axes = self.coupling.normed.get(op.result, ())
+            made = list(twin.outputs)
             if any(a.name in self.selections for axis in axes for a in atoms(axis)):
-                self._over_kept(op, smaller[op.result], twin)
-            for type_, value in zip(op.types, list(twin.outputs), strict=True):
+                made = self._over_kept(op, smaller[op.result], twin)
+            for type_, value in zip(op.types, made, strict=True):
                 self._mask(self._now(type_), value)
         return self.model
 
@@ -120,7 +121,7 @@ class _Masking:
         made.replace_input_with(1, value)
         node.append(made)
 
-    def _over_kept(self, op: Op, smaller: Op, node: ir.Node) -> None:
+    def _over_kept(self, op: Op, smaller: Op, node: ir.Node) -> list[ir.Value]:
         """Run on the indices that stay, and put the result back to where they were."""
         types = self.coupling.graph.types
         for i, (arg, new) in enumerate(zip(op.args, smaller.args, strict=True)):
@@ -135,12 +136,15 @@ class _Masking:
         for name, value_ in smaller.kwargs:
             if old[name] != value_:
                 node.attributes[name] = ir.AttrInt64(name, value_)  # type: ignore[arg-type]
+        made = []
         for type_, value in zip(op.types, list(node.outputs), strict=True):
             last = value
             for dim, keep in self._kept(type_):
                 places = np.zeros(size(self._now(type_).axes[dim]), int)
                 places[keep] = np.arange(len(keep))
                 last = self._put_back(value, last, dim, places)
+            made.append(last)
+        return made
 
     def _kept(self, type_: TensorType) -> list[tuple[int, Array]]:
         now = self._now(type_)

@@ -133,6 +133,11 @@ def dequantized(operands: Operands, attributes: Attributes) -> Sequence[Result]:
     return [(dtype, x)]
 
 
+def cast_like(operands: Operands, attributes: Attributes) -> Sequence[Result]:
+    (_, x), (dtype, _) = of(operands, 0), of(operands, 1)
+    return [(dtype, x)]
+
+
 def quantized(operands: Operands, attributes: Attributes) -> Sequence[Result]:
     (_, x), (dtype, zero) = of(operands, 0), of(operands, 2)
     return [(dtype if zero is not None else ir.DataType.UINT8, x)]
@@ -182,6 +187,10 @@ CONTRIB: Mapping[str, Rule] = {
     **{f"com.microsoft.{name}": rule for name, rule in MICROSOFT.items()},
     # ONNX Runtime puts this one into ONNX's own domain
     "SimplifiedLayerNormalization": rms,
+    "GroupNormalization": like(),
+    "MeanVarianceNormalization": like(),
+    # ONNX says of this one no more than that it is a function
+    "CastLike": cast_like,
 }
 
 STANDARD: Mapping[str, str] = {

@@ -107,6 +107,11 @@ class _Evaluation:
                 data[name] = _proto(known.value, known.dtype, name)
         proto = step.proto()
         proto.op_type, proto.domain = schema.name, schema.domain
+        if step.domain:  # what a fusion adds to the operator that it is one of
+            known_attributes = [a for a in proto.attribute if a.name in schema.attributes]
+            del proto.attribute[:]
+            proto.attribute.extend(known_attributes)
+            del proto.input[schema.max_input :]
         try:
             found = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, data, {}, [helper.make_opsetid("", step.version)], 10
@@ -131,7 +136,7 @@ class _Evaluation:
     def declared(self, value: ir.Value) -> Known:
         """What the file says of a value, its symbols at their sizes."""
         dtype = value.dtype or ir.DataType.FLOAT
-        if value.shape is None:
+        if value.shape is None or not isinstance(value.type, ir.TensorType):
             return Known(dtype, None)
         return Known(dtype, tuple(self._size(value, i) for i in range(len(value.shape))))
 
@@ -196,7 +201,7 @@ def symbol(value: ir.Value, dim: int) -> str:
 def _padded(
     found: Sequence[tuple[ir.DataType, tuple[int, ...] | None]], count: int
 ) -> list[tuple[ir.DataType, tuple[int, ...] | None]]:
-    return [*found, *[(ir.DataType.FLOAT, None)] * (count - len(found))]
+    return [*found[:count], *[(ir.DataType.FLOAT, None)] * (count - len(found))]
 
 
 def _schema(step: Step) -> onnx.defs.OpSchema | None:

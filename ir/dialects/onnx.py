@@ -33,7 +33,7 @@ POINTWISE = frozenset(
     f"onnx.{name}"
     for name in (
         "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr "
-        "BitwiseXor Cast CastLike Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater "
+        "BitwiseXor Cast Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater "
         "GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log "
         "Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid "
         "Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor "
@@ -86,12 +86,14 @@ RULES: dict[str, Rule] = {
     # entries
     **dict.fromkeys(
         (
-            "onnx.Dropout onnx.LRN onnx.LpNormalization onnx.DynamicQuantizeLinear "
+            "onnx.Dropout onnx.LpNormalization onnx.DynamicQuantizeLinear "
             "onnx.RandomNormalLike onnx.RandomUniformLike onnx.Bernoulli"
         ).split(),
         entries.same,
     ),
     **dict.fromkeys(("onnx.Softmax", "onnx.LogSoftmax", "onnx.Hardmax"), entries.along),
+    "onnx.CastLike": entries.cast_like,
+    "onnx.LRN": entries.over_neighbours,
     "onnx.CumSum": entries.cumulated,
     "onnx.CumProd": entries.cumulated,
     "onnx.Trilu": entries.triangle,

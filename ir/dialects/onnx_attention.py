@@ -173,6 +173,7 @@ def grouped_query(t: Typing, op: Op) -> list[Dims] | None:
     (n, d), (k, dk), (kval, e) = [pair for pair in pairs if pair is not None]
     t.axes.unify(k, kval)
     t.axes.unify(d, dk)
+    t.axes.unify(d, e)
     if integer(op, "do_rotary"):
         t.axes.pin(d, "it is rotated in pairs")
     if heads != kv:
@@ -261,9 +262,12 @@ def _rotated(t: Typing, op: Op, cos: Arg, sin: Arg, positions: Arg) -> list[Dims
     else:
         t.axes.unify(turned, t.axes.sum([angles, angles]))
     for table in (t.of(cos), t.of(sin)):
-        for axis in table[:-1]:
-            if isinstance(positions, Ref):
+        if isinstance(positions, Ref):
+            t.of(positions)
+            for axis in table[:-1]:
                 t.axes.mark(axis, "index", "positions select from it")
+        else:
+            t.unify(table[:-1], [x[0], x[-2]])
     return [x]
 
 

@@ -12,6 +12,7 @@ from prunec.ir.infer import Dims, Rule, Typing
 __all__ = [
     "along",
     "batch_norm",
+    "cast_like",
     "cumulated",
     "filled",
     "group_norm",
@@ -19,6 +20,7 @@ __all__ = [
     "layer_norm",
     "numbered",
     "one_hot",
+    "over_neighbours",
     "pointwise",
     "quantized_pair",
     "reduction",
@@ -55,6 +57,12 @@ def same(t: Typing, op: Op) -> list[Dims]:
     return [list(x) if len(type_.shape) == len(x) else t.fresh(type_.shape) for type_ in op.types]
 
 
+def cast_like(t: Typing, op: Op) -> list[Dims]:
+    """Of the second operand only the dtype matters."""
+    t.of(op.args[1])
+    return [t.of(op.args[0])]
+
+
 def along(t: Typing, op: Op) -> list[Dims]:
     """A softmax and its like. Older versions run over all dimensions from the axis on; those
     behind it, where the newer do not, are pinned too."""
@@ -62,6 +70,13 @@ def along(t: Typing, op: Op) -> list[Dims]:
     first = integer(op, "axis", -1) % max(len(x), 1)
     t.pin(x[first:], f"`{op.name}` runs over it")
     return [list(x) for _ in op.results]
+
+
+def over_neighbours(t: Typing, op: Op) -> list[Dims]:
+    """Each channel is normed by those beside it."""
+    x = t.of(op.args[0])
+    t.axes.pin(x[1], f"`{op.name}` looks at neighbours in it")
+    return [x]
 
 
 def cumulated(t: Typing, op: Op) -> list[Dims]:
