@@ -14,7 +14,7 @@ import onnx_ir as ir
 from prunec.frontends.onnx_flat import flatten
 from prunec.frontends.onnx_import import Imported, import_graph
 from prunec.frontends.onnx_read import open_model
-from prunec.ir.diagnostics import fail
+from prunec.ir.diagnostics import PrunecError, fail
 from prunec.ir.graph import Graph
 
 __all__ = ["OnnxProgram", "OnnxWeights", "read_model", "read_onnx"]
@@ -62,7 +62,18 @@ class OnnxProgram:
 
 def read_onnx(path: Path) -> OnnxProgram:
     """Raises PrunecError for anything wrong with the file (see `onnx_read`, `onnx_import`)."""
-    return read_model(open_model(path))
+    try:
+        return read_model(open_model(path))
+    except PrunecError:
+        raise
+    except Exception as error:  # bytes can be wrong in more ways than are checked one by one
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise fail(
+            "P240",
+            f"the file makes no sense as an ONNX model: {said}",
+            where=str(path),
+            help="export the model again, or fetch the file again",
+        ) from error
 
 
 def read_model(model: ir.Model) -> OnnxProgram:

@@ -19,10 +19,7 @@ import onnx_ir as ir
 
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 
-__all__ = ["MOST_REPORTED", "open_model"]
-
-MOST_REPORTED = 5
-"""Mistakes of one file that are told at once."""
+__all__ = ["open_model"]
 
 NEWEST_IR = int(onnx.IR_VERSION)
 REMEDY = "export the model again, or fetch the file again"
@@ -41,10 +38,10 @@ def open_model(path: Path) -> ir.Model:
         problems += _nodes(function.node, set(function.input), path, f"function {function.name}")
     for tensor in tensors_of(proto):
         problems += _tensor(tensor, path)
-        if len(problems) >= MOST_REPORTED:
+        if problems:
             break
     if problems:
-        raise PrunecError(problems[:MOST_REPORTED])
+        raise PrunecError(problems[:1])  # the others may follow from it
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # of many types, for what no check above has thought of
