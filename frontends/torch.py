@@ -114,7 +114,7 @@ def _export(
 ) -> Imported:
     shapes = _dynamic_shapes(module, example, dynamic)
     mode = fake_mode()
-    with faked(module, mode), torch.no_grad(), _plain_kernels(), _unmoved(), _silence():
+    with faked(module, mode), torch.no_grad(), _plain_kernels(), _forward_only(), _silence():
         inputs = fake_inputs(example, mode)
         try:
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
@@ -174,8 +174,9 @@ def _plain_kernels() -> Iterator[None]:
 
 
 @contextmanager
-def _unmoved() -> Iterator[None]:
-    """A forward pass may cast a layer to the dtype that it has, which the exporter refuses."""
+def _forward_only() -> Iterator[None]:
+    """What a forward pass may do and the exporter refuses: cast a layer to the dtype it has, and
+    call a function that brings a derivative of its own."""
     move = nn.Module.to
 
     def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -183,8 +184,25 @@ def _unmoved() -> Iterator[None]:
         held = {tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()}
         return module if held <= {dtype, None} or dtype is None else move(module, *args, **kwargs)
 
-    with mock.patch.object(nn.Module, "to", to):
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls.setup_context is not torch.autograd.Function.setup_context:
+            return cls.forward(*args, **kwargs)
+        return cls.forward(_NoContext(), *args, **kwargs)
+
+    with (
+        mock.patch.object(nn.Module, "to", to),
+        mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)),
+    ):
         yield
+
+
+class _NoContext:
+    """Takes whatever a function wants to keep for its derivative."""
+
+    needs_input_grad: tuple[bool, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
 
 
 @contextmanager

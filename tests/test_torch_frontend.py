@@ -171,6 +171,79 @@ def test_constant_without_a_value_is_told() -> None:
         trace(module, {"x": torch.zeros(1, 4)})
 
 
+class Doubled(torch.autograd.Function):
+    """A function with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * 2
+
+
+def test_own_derivatives_and_casts_to_the_same_dtype_are_traced() -> None:
+    linear = nn.Linear(4, 4)
+
+    class Caster(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Doubled.apply(self.inner.to(torch.float32)(x))
+
+    graph = trace(Caster(), {"x": torch.zeros(2, 4)}).graph
+    assert [op.name for op in graph.ops] == ["aten.linear.default", "aten.mul.Tensor"]
+
+
+def test_heads_of_two_layers_do_not_share_a_size() -> None:
+    """torch.export computes `n * 2` once; each reshape gets its own."""
+
+    def twice(x: Tensor) -> Tensor:
+        y = x.view(x.shape[0] * 2, 2).exp().view(x.shape[0], 4)
+        return y.view(x.shape[0] * 2, 2).exp().view(x.shape[0], 4)
+
+    ops = traced(twice, 3, 4).graph.ops
+    sizes = [op.args[1][0].name for op in ops if op.name == "aten.reshape.default"]
+    made = {op.result for op in ops if op.name == "py.mul"}
+    assert len(made & set(sizes)) == 2
+
+
+def test_numbers_in_the_code_are_constants() -> None:
+    def slopes(x: Tensor) -> Tensor:
+        return x * torch.pow(0.5, torch.arange(1, 5)) + x[:, torch.tensor([2, 3, 0, 1])]
+
+    found = traced(slopes, 2, 4)
+    assert sorted(np.asarray(v).tolist() for v in found.constants.values()) == [
+        [0.5, 0.25, 0.125, 0.0625],
+        [2, 3, 0, 1],
+    ]
+    last = traced(lambda x: x[:, torch.tensor([-2, -1])].neg(), 2, 4).graph.ops
+    assert [op.name for op in last] == ["aten.slice.Tensor", "aten.neg.default"]
+
+
+def test_a_mask_that_is_branched_on_is_left_out() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(7, 4)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            y = self.embed(input_ids)
+            if attention_mask is not None and not attention_mask.any():
+                y = -y
+            return y
+
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    names = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found = trace_hf(Branching(), example=names, dynamic={"attention_mask": {0: "batch"}})
+    assert [value.name for value in found.graph.inputs] == ["%input_ids"]
+    assert [warning.code for warning in found.warnings] == ["P142"]
+
+
 class Tied(nn.Module):
     """Embedding and head share a weight, and a buffer stands on its own."""
 

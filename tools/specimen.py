@@ -41,7 +41,7 @@ LARGEST = 12_000_000
 """Parameters above which a candidate counts as not shrunk."""
 
 PATIENCE = 30
-"""Seconds after which no further variant is tried."""
+"""Seconds of processor after which no further variant is tried."""
 
 # where the default backbone comes from a library that is not there
 _RESNET = {
@@ -128,13 +128,13 @@ def specimen(kind: str) -> Specimen:
     if wanted is not None and not isinstance(default, wanted):
         default = default.get_text_config()
     reason = ""
-    start = time.monotonic()
+    start = time.process_time()
     for config in variants(default, EXCEPTIONS.get(kind)):
         try:
             return _attempt(kind, task, made, config)
         except Exception as error:  # models raise whatever they like at sizes they do not like
             reason = reason or _said(error)
-        if time.monotonic() - start > PATIENCE:
+        if time.process_time() - start > PATIENCE:
             break
     raise NotBuilt(reason or "no small values fit its configuration")
 
