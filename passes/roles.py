@@ -10,7 +10,7 @@ layers is a `neuron`, between convolutions a `channel`.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from prunec.ir.graph import Graph, Op, Ref
@@ -46,8 +46,16 @@ class Evidence:
     attention: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
-def sources(graph: Graph) -> dict[str, str | None]:
+SEVERAL = ""
+"""Stands for a weight that is computed from several parameters."""
+
+
+def sources(graph: Graph, contracting: Collection[int] = ()) -> dict[str, str | None]:
     """For values computed from one parameter alone: that parameter; for those from inputs: None.
+
+    Several parameters make a weight as well (a direction and its length), unless a layer lies
+    between them: what a layer makes of stored vectors is computed. `contracting` are the positions
+    of the operations that multiply matrices.
 
     Whole matrices that data choose out of a stack, such as the weights of experts, count as the
     parameter; rows, such as embedded tokens, do not.
@@ -75,7 +83,7 @@ def _chosen_from(graph: Graph, op: Op) -> tuple[str, ...]:
 def gather(typing: Typing) -> Evidence:
     """Collect the evidence of all contractions and residual connections."""
     evidence = Evidence()
-    origin = sources(typing.graph)
+    origin = sources(typing.graph, {contraction.op for contraction in typing.contractions})
     for number, contraction in enumerate(typing.contractions):
         inner = [typing.inner.get(name, name) for name in contraction.operands]
         weights = [origin.get(name) for name in inner]
@@ -121,11 +129,10 @@ def _layer(
         if weight is None or value is None:
             continue
         name = weights[weight[0]]
-        assert name is not None
+        place = (contraction.operands[value[0]], value[1])
+        read = [(contraction.op, name, weight[1], *place)] if name else []
         for leaf in _leaves(typing, axis):
-            evidence.consumed[leaf].append(
-                (contraction.op, name, weight[1], contraction.operands[value[0]], value[1])
-            )
+            evidence.consumed[leaf] += read
             evidence.convolved[leaf] += 1 if convolution else -1
     for axis, places in contraction.free:
         if any(i in holders for i, _ in places):

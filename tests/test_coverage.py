@@ -19,26 +19,26 @@ BLOCKS = ("neuron", "query_head", "hidden")
 GROUPED = ("neuron", "query_head", "kv_head", "hidden")
 
 EXPECTED: dict[str, tuple[str, ...]] = {
-    # decoders: grouped queries, norms of queries and keys, sandwich norms, parallel residuals
-    "llama": GROUPED, "qwen3": GROUPED, "gemma3_text": GROUPED, "olmo2": GROUPED,
-    "cohere": GROUPED, "stablelm": GROUPED, "phi3": GROUPED, "glm": GROUPED,
-    # one key-value head, fused queries, keys and values in several layouts, ALiBi
-    "falcon": BLOCKS, "gpt_bigcode": BLOCKS, "gpt2": BLOCKS, "gpt_neox": BLOCKS,
-    "bloom": BLOCKS, "mpt": BLOCKS, "gptj": BLOCKS, "opt": BLOCKS,
+    # decoders: grouped queries, norms of queries and keys, gated attention, sandwich norms
+    "llama": GROUPED, "afmoe": GROUPED, "apertus": GROUPED, "arcee": GROUPED,
+    # one key-value head, fused queries, keys and values in several layouts, ALiBi, parallel sums
+    "falcon": BLOCKS, "gpt2": BLOCKS, "gpt_neox": BLOCKS, "bloom": BLOCKS, "mpt": BLOCKS,
     # latent attention, experts in one tensor, shared experts, attention sinks
-    "deepseek_v3": BLOCKS, "mixtral": GROUPED, "qwen2_moe": GROUPED, "gpt_oss": GROUPED,
+    "deepseek_v3": BLOCKS, "mixtral": GROUPED, "gpt_oss": GROUPED, "aria_text": GROUPED,
     # without attention
-    "mamba": ("neuron", "hidden"), "mamba2": ("neuron", "hidden"),
-    # encoders: layers that share weights, disentangled attention, local attention
-    "albert": BLOCKS, "deberta-v2": BLOCKS, "modernbert": BLOCKS, "xlnet": BLOCKS,
+    "mamba": ("neuron", "hidden"),
+    # encoders: layers that share weights, disentangled, local and two-stream attention
+    "bert": BLOCKS, "albert": BLOCKS, "deberta": BLOCKS, "modernbert": BLOCKS, "xlnet": BLOCKS,
     # encoder-decoders and speech
-    "bart": BLOCKS, "t5": BLOCKS, "whisper": BLOCKS, "wav2vec2": BLOCKS,
-    # images
-    "vit": BLOCKS, "beit": BLOCKS, "swin": BLOCKS, "segformer": BLOCKS,
-    "levit": BLOCKS, "convnext": ("neuron", "channel"), "resnet": ("channel",),
-    "mobilenet_v2": ("channel",), "efficientnet": ("channel",),
-    # text beside images
-    "clip": BLOCKS,
+    "bart": BLOCKS, "mt5": BLOCKS, "marian": BLOCKS, "whisper": BLOCKS,
+    "wav2vec2": ("neuron", "query_head", "channel"),
+    # images: patches, windows, pyramids, convolutions
+    "vit": BLOCKS, "beit": BLOCKS, "deit": BLOCKS, "dinov2": BLOCKS, "donut-swin": BLOCKS,
+    "segformer": BLOCKS, "levit": BLOCKS, "hiera": BLOCKS, "convnext": ("neuron", "channel"),
+    "convnextv2": ("neuron", "channel"), "focalnet": ("neuron", "channel"),
+    "resnet": ("channel",), "mobilenet_v2": ("channel",), "efficientnet": ("channel",),
+    # text beside images, and images in the place of tokens
+    "clip": BLOCKS, "llava": GROUPED,
 }  # fmt: skip
 
 
