@@ -20,7 +20,6 @@ from prunec.ir.graph import Graph
 __all__ = ["example_inputs", "trace_hf"]
 
 MASK = "attention_mask"
-LAST = "last_hidden_state"
 BATCH, SEQUENCE, DECODER_SEQUENCE = "batch", "sequence", "decoder_sequence"
 
 
@@ -77,19 +76,21 @@ def _unmasked(name: str) -> Diagnostic:
 
 def _without_states(graph: Graph) -> Graph:
     """The program without outputs that are inner states, which other outputs are computed from:
-    the fields of an inner model's output, and hidden states other than the last of all."""
+    the fields of an inner model's output, and hidden states. The first output is what the model is
+    for, and stays: an encoder's last hidden state, but not that of a detector."""
     behind = _ancestors(graph)
     kept = tuple(
         (name, value)
-        for name, value in graph.outputs
-        if not (_is_state(name) and any(value in behind[o] for _, o in graph.outputs if o != value))
+        for i, (name, value) in enumerate(graph.outputs)
+        if not (i and _is_state(name))
+        or not any(value in behind[other] for _, other in graph.outputs if other != value)
     )
     return replace(graph, outputs=kept) if kept != graph.outputs else graph
 
 
 def _is_state(name: str) -> bool:
     """By the names that the output classes of transformers use."""
-    return "_output_" in name or ("hidden_state" in name and not name.startswith(LAST))
+    return "_output_" in name or "hidden_state" in name
 
 
 def _ancestors(graph: Graph) -> dict[str, frozenset[str]]:

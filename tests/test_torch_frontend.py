@@ -334,6 +334,15 @@ def test_experts_are_left_as_they_were() -> None:
     assert model.get_experts_implementation() == before
 
 
+@pytest.mark.parametrize(
+    ("family", "outputs"),
+    [("bert", ["last_hidden_state", "pooler_output"]), ("t5", ["logits"]), ("llama", ["logits"])],
+)
+def test_inner_states_are_no_outputs(family: str, outputs: list[str]) -> None:
+    """The first output always stays; a state from which another output is computed goes."""
+    assert [name for name, _ in zoo.model(family).traced.graph.outputs] == outputs
+
+
 def test_extra_inputs() -> None:
     found = trace_hf(zoo.build("bert", meta=True), extra_inputs=("token_type_ids",))
     names = [value.name for value in found.graph.inputs]
