@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--write", type=Path, metavar="FOLDER", help="render the pages")
     asked = options.parse_args(arguments)
     if asked.write:
-        write_pages(list(read(asked.state).values()), asked.write)
+        from specimen import model_types
+
+        write_pages(list(read(asked.state).values()), asked.write, len(model_types()))
         return
     _run(asked)
 

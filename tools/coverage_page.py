@@ -34,10 +34,11 @@ def mark(role: Row | None) -> str:
     return "part" if role["pinned"] else "ok"
 
 
-def write_pages(rows: Sequence[Row], folder: Path) -> None:
-    """`coverage.md`, `coverage.json` and `coverage.png` in a folder."""
+def write_pages(rows: Sequence[Row], folder: Path, registered: int = 0) -> None:
+    """`coverage.md`, `coverage.json` and `coverage.png` in a folder; `registered` is the number of
+    types that there are to try."""
     ordered = sorted(rows, key=lambda row: (row.get("task", ""), row["model"]))
-    found = summary(ordered)
+    found = {"registered": registered, **summary(ordered)}
     document = {"summary": found, "rows": [_kept(row) for row in ordered]}
     text = json.dumps(document, indent=0, ensure_ascii=False)
     (folder / "coverage.json").write_text(text + "\n", encoding="utf-8")
@@ -76,18 +77,16 @@ def summary(rows: Sequence[Row]) -> Row:
 
 
 def _typing(traced: Sequence[Row]) -> Row:
-    if len(traced) < 2:
+    timed = [row for row in traced if row.get("type_seconds")]
+    if len(timed) < 2:
         return {}
-    nodes = np.array([row["nodes"] for row in traced], dtype=float)
-    times = np.array([row["type_seconds"] for row in traced]) * 1000
-    slope, power = (
-        float((nodes * times).sum() / (nodes**2).sum()),
-        np.polyfit(np.log(nodes), np.log(times), 1),
-    )
+    nodes = np.array([row["nodes"] for row in timed], dtype=float)
+    times = np.array([row["type_seconds"] for row in timed]) * 1000
+    power = np.polyfit(np.log(nodes), np.log(times), 1)
     return {
         "milliseconds_per_1000_nodes": round(float(np.median(times / nodes)) * 1000, 2),
-        "fit_milliseconds_per_1000_nodes": round(slope * 1000, 2),
         "fit_exponent": round(float(power[0]), 2),
+        "timed": len(timed),
     }
 
 
@@ -130,7 +129,8 @@ def _introduction(found: Row) -> Iterator[str]:
     yield ""
     yield "| what | found |"
     yield "|---|---|"
-    yield f"| model types attempted | {found['attempted']} |"
+    yield f"| model types registered | {found['registered']} |"
+    yield f"| attempted so far | {found['attempted']} |"
     yield f"| built | {found['built']} |"
     yield f"| traced | {found['traced']} |"
     share = found["neurons_and_heads"] / traced
@@ -148,8 +148,8 @@ def _introduction(found: Row) -> Iterator[str]:
         yield f"| share of the parameters in some group, median | {found['reachable']:.1%} |"
     if "fit_exponent" in found:
         yield (
-            f"| typing, median | {found['milliseconds_per_1000_nodes']} ms per 1,000 nodes; "
-            f"grows with nodes to the power {found['fit_exponent']} |"
+            f"| typing, median of {found['timed']} | {found['milliseconds_per_1000_nodes']} ms per "
+            f"1,000 nodes; grows with nodes to the power {found['fit_exponent']} |"
         )
     yield ""
     yield "![typing time against nodes](coverage.png)"
@@ -164,7 +164,7 @@ def _table(task: str, rows: Sequence[Row]) -> Iterator[str]:
         marks = " | ".join(MARKS[mark(row["roles"].get(role))] for role in COLUMNS)
         yield (
             f"| {row['model']} | {marks} | {row['reachable']:.0%} | {row['nodes']} | "
-            f"{row['trace_seconds']:.1f} | {row['type_seconds'] * 1000:.1f} |"
+            f"{row['trace_seconds']:.1f} | {1000 * (row.get('type_seconds') or 0):.1f} |"
         )
     yield ""
 
@@ -211,7 +211,7 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    traced = [row for row in rows if row["status"] == DONE]
+    traced = [row for row in rows if row["status"] == DONE and row.get("type_seconds")]
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
     nodes = [row["nodes"] for row in traced]
     axes.loglog(nodes, [1000 * row["type_seconds"] for row in traced], ".", alpha=0.6)

@@ -47,7 +47,7 @@ def unfold(t: Typing, op: Op) -> list[Dims]:
     pair = t.axes.split(x[d], total // size) if size == step and not total % size else None
     if pair is None:
         t.axes.pin(x[d], WINDOW)
-        pair = (*t.fresh(op.types[0].shape[d : d + 1], SPACE), *t.fresh([size], WINDOW))
+        pair = t.fresh(op.types[0].shape[d : d + 1], SPACE)[0], t.fresh([size], WINDOW)[0]
     elif size > 1:
         t.literal((2,), pair[1])
         t.literal((3,), pair[1])
