@@ -155,6 +155,19 @@ LEARN = "What to learn"
     heading=HOW,
     help="Refit what remains: none, bias, ls (least squares), obs, cross. [the method's]",
 )
+@option(
+    "--recover-every",
+    metavar="STEP",
+    heading=HOW,
+    help="Reach the target in rounds of this much (10% to 15% of the model), with a training after "
+    "each, taught by MODEL.",
+)
+@option(
+    "--recover",
+    metavar="KEY=VALUE,...",
+    heading=HOW,
+    help="Options of that training: steps=200,train=full ... as `prunec recover` has them.",
+)
 @option("--seed", type=int, metavar="N", heading=HOW, help="For sampling and ties. [0]")
 @option(
     "--activation-budget",

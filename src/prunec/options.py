@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prunec.frontends.mixture import Part, parse_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
+from prunec.round_options import round_problems
 from prunec.target import Target
 from prunec.workload import DTYPES, STORED, Workload
 
@@ -58,7 +59,8 @@ class PruneOptions:
     `calibration` is `none`, or sources with weights (see `frontends.mixture`). `auto`, None and
     empty `formats` leave a choice to `settle`. Empty `groups` means every role within blocks
     that the layout and formats can hold. `activation_budget` is in megabytes. `batch`, `length`
-    and `dtype` are what FLOPs and memory are counted for (see `Workload`).
+    and `dtype` are what FLOPs and memory are counted for (see `Workload`). `recover_every` and
+    `recover` are those of `round_options`.
     """
 
     model: str
@@ -79,6 +81,8 @@ class PruneOptions:
     restore: str = AUTO
     allocate: str = AUTO
     plan: Path | None = None
+    recover_every: str = ""
+    recover: str = ""
     seed: int = 0
     trust_remote_code: bool = False
     recipe: Path | None = None
@@ -195,6 +199,7 @@ class PruneOptions:
         yield from _positive("--activation-budget", self.activation_budget)
         yield from _readable(self)
         yield from self._conflicts()
+        yield from round_problems(self)
 
     def _conflicts(self) -> Iterable[Diagnostic]:
         others = [name for name in self.formats if name in NO_WAY_BACK]

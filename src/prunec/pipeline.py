@@ -88,6 +88,10 @@ def inspect(options: InspectOptions, progress: Progress | None = None) -> Inspec
 def prune(options: PruneOptions, progress: Progress | None = None) -> PruneReport:
     """Prune a model as `options` (settled) say and write OUT, which appears only when whole."""
     progress = progress or Silent()
+    if options.recover_every:
+        from prunec.rounds import prune_in_rounds  # made of this very function
+
+        return prune_in_rounds(options, progress)
     if options.dry_run or options.out is None:
         pruned = run_passes(options, progress)
         return prune_report(pruned, (), (), measured(pruned, progress))
@@ -362,9 +366,14 @@ def write(
         write_recipe(stage / Formats.RECIPE, pruned.options, pruned.loaded.digest.result())
     rows = measured(pruned, progress) if rows is None else rows
     report = prune_report(pruned, written, checks, rows)
+    write_reports(report, stage)
+    return report
+
+
+def write_reports(report: PruneReport, stage: Path) -> None:
+    """The report as JSON, as a model card and as a page; the recipe is there where it has one."""
     (stage / Formats.REPORT).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
     (stage / Formats.CARD).write_text(render_card(report), encoding="utf-8")
     recipe = stage / Formats.RECIPE
     told = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
     (stage / Formats.PAGE).write_text(render_page(report, told), encoding="utf-8")
-    return report

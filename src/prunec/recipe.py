@@ -49,6 +49,8 @@ OPTIONS: dict[str, type] = {
     "restore": str,
     "allocate": str,
     "plan": str,
+    "recover_every": str,
+    "recover": str,
     "seed": int,
 }
 """What a recipe keeps of PruneOptions, and how YAML holds it."""

@@ -82,6 +82,7 @@ def show_prune(report: PruneReport, console: Console) -> None:
             for t in report.targets
         ]
         console.table("targets", ("target", ">limit", ">left", ""), targets)
+    _show_rounds(report, console)
     _show_sources(report.sources, console)
     if report.checks:
         checks = [
@@ -90,6 +91,24 @@ def show_prune(report: PruneReport, console: Console) -> None:
         ]
         console.table("verification", ("check", ">difference", ">allowed", ""), checks)
     _show_written(report, console)
+
+
+def _show_rounds(report: PruneReport, console: Console) -> None:
+    """What each round left, and what its recovery gave back."""
+    rows = [
+        (
+            number,
+            ", ".join(amount(left) for left in done["left"].values()),
+            f"{done['before']:.4f}",
+            f"{done['after']:.4f}",
+            done["steps"],
+            amount(done["tokens"]),
+        )
+        for number, done in enumerate(report.notes.get("rounds", ()), 1)
+    ]
+    if rows:
+        columns = (">round", ">left", ">held-out loss", ">recovered", ">steps", ">tokens")
+        console.table("rounds", columns, rows)
 
 
 def _show_sources(sources: Sequence[SourceRow], console: Console) -> None:
