@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from prunec.escape import printable
 from prunec.ir.diagnostics import Diagnostic
+from prunec.ranks import is_first
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -54,6 +55,8 @@ class Console:
 
     def __init__(self, *, as_json: bool, stdout: TextIO | None = None) -> None:
         self.as_json = as_json
+        self.silent = not is_first()
+        """Of several processes the first one talks; errors are told by whoever has them."""
         self.stdout = stdout if stdout is not None else sys.stdout
         self.started = time.monotonic()
         self._bars: Bars | None = None
@@ -67,13 +70,18 @@ class Console:
 
     def document(self, value: Any) -> None:
         """The one JSON document."""
+        if self.silent:
+            return
         print(json.dumps(value, indent=2, allow_nan=False), file=self.stdout)
 
     def line(self, text: str = "") -> None:
-        print(printable(text), file=self.stdout)
+        if not self.silent:
+            print(printable(text), file=self.stdout)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table; columns whose name starts with `>` are set to the right."""
+        if self.silent:
+            return
         from rich import box
         from rich.console import Console as Rich
         from rich.table import Table
@@ -109,6 +117,8 @@ class Console:
         self._say(diagnostic.render("warning"))
 
     def _say(self, text: str) -> None:
+        if self.silent:
+            return
         shown = printable(text)
         if self._bars is None:
             print(shown, file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
 from prunec.passes.profile import Array, Weights
 from prunec.progress import Progress
+from prunec.ranks import world_size
 from prunec.recipe import hash_source
 
 if TYPE_CHECKING:
@@ -53,7 +54,15 @@ class Loaded:
 
     @cached_property
     def engine(self) -> Engine:
-        """What runs the program."""
+        """What runs the program; several processes share the work."""
+        if world_size() == 1:
+            return self._engine
+        from prunec.shared import SharedEngine
+
+        return SharedEngine(self._engine)
+
+    @property
+    def _engine(self) -> Engine:
         if self.file is not None:
             from prunec.ort_engine import OrtEngine
 

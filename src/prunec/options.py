@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prunec.frontends.mixture import Part, parse_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
+from prunec.ranks import world_size
 from prunec.round_options import round_problems
 from prunec.target import Target
 from prunec.workload import DTYPES, STORED, Workload
@@ -202,6 +203,13 @@ class PruneOptions:
         yield from round_problems(self)
 
     def _conflicts(self) -> Iterable[Diagnostic]:
+        if world_size() > 1 and (self.resume or self.recover_every):
+            yield Diagnostic(
+                "P816",
+                "several processes keep no state to go on from",
+                "--recover-every" if self.recover_every else "--resume",
+                help="leave it out, or run one process",
+            )
         others = [name for name in self.formats if name in NO_WAY_BACK]
         if self.model.endswith(".onnx") and others:
             yield Diagnostic(

@@ -36,6 +36,7 @@ from prunec.planfile import read_plan, write_plan
 from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.plans import plan_document, selections_of
 from prunec.progress import Progress, Silent
+from prunec.ranks import is_first, world_size
 from prunec.recipe import hash_source, write_recipe
 from prunec.reports import InspectReport, PruneReport, SourceRow
 from prunec.request import sources
@@ -92,7 +93,7 @@ def prune(options: PruneOptions, progress: Progress | None = None) -> PruneRepor
         from prunec.rounds import prune_in_rounds  # made of this very function
 
         return prune_in_rounds(options, progress)
-    if options.dry_run or options.out is None:
+    if options.dry_run or options.out is None or not is_first():
         pruned = run_passes(options, progress)
         return prune_report(pruned, (), (), measured(pruned, progress))
     with staged(options.out, overwrite=options.overwrite, sources=sources(options)) as stage:
@@ -126,7 +127,12 @@ def run_passes(
         hashed=options.out is not None and not options.dry_run,
     )
     run = _Run(options, loaded, progress, state, given)
-    return run.from_plan() if options.plan is not None else run.from_target()
+    pruned = run.from_plan() if options.plan is not None else run.from_target()
+    if world_size() > 1:
+        from prunec.shared import agree_on
+
+        agree_on("plan", pruned.compressed.selections.values())
+    return pruned
 
 
 @dataclass

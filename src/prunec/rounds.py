@@ -28,10 +28,19 @@ from prunec.own_code import is_own_code
 from prunec.pipeline import prune, write_reports
 from prunec.planfile import write_plan
 from prunec.progress import Progress
-from prunec.recipe import hash_source, write_recipe
+from prunec.recipe import hash_source, versions, write_recipe
 from prunec.recovery.options import RecoverOptions
 from prunec.recovery.run import recover
-from prunec.reports import GroupRow, PruneReport, SourceRow, TargetRow, WrittenFormat
+from prunec.reports import (
+    Check,
+    GroupRow,
+    PinRow,
+    PruneReport,
+    Sizes,
+    SourceRow,
+    TargetRow,
+    WrittenFormat,
+)
 from prunec.request import sources
 from prunec.round_options import parse_recovery, parse_step, shares
 from prunec.state import State, forget_state, kept_state, state_key
@@ -251,9 +260,6 @@ def _report(
     options: PruneOptions, rounds: Sequence[_Round], formats: Sequence[WrittenFormat]
 ) -> PruneReport:
     """The last round's report, told against the dense model."""
-    from prunec.reports import Check, PinRow, Sizes
-    from prunec.summary import versions
-
     first, last = rounds[0].pruned, rounds[-1].pruned
     targets = []
     for target, before, after in zip(
