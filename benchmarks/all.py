@@ -32,7 +32,7 @@ NAMES = (
 )
 """Those that measure time come first."""
 
-LONG = ("quality", "calibration_memory", "survive", "fuzz")
+LONG = ("quality", "calibration_memory", "survive", "fuzz", "recovery", "disk_7b")
 """Run only when they are named: they take long."""
 
 

@@ -18,6 +18,7 @@ __all__ = ["DTYPES", "SIZES", "random_llama"]
 
 SIZES = {
     "1.3b": {"layers": 24, "hidden": 2048, "ffn": 5504, "heads": 16, "vocab": 32000},
+    "7b": {"layers": 32, "hidden": 4096, "ffn": 11008, "heads": 32, "vocab": 32000},
     "tiny": {"layers": 3, "hidden": 64, "ffn": 160, "heads": 4, "vocab": 500},
 }
 DTYPES = {"float16": ("F16", np.float16), "float32": ("F32", np.float32)}

@@ -92,6 +92,34 @@ def test_two_processes_plan_as_one(
         np.testing.assert_allclose(theirs[name], array, rtol=1e-4, atol=1e-6)
 
 
+def test_two_processes_learn_as_one(home: Path, tmp_path: Path) -> None:
+    """Twice two windows are a batch of four: gradients are averaged over the processes."""
+
+    def recover(out: Path, batch: int) -> tuple[int, str, str]:
+        printed, said = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+            code = main([
+                "recover", str(home / "dense"), "-o", str(out), "--data", str(home / "count.txt"),
+                "--batch", str(batch), "--length", str(LENGTH), "--steps", "8", "--save-every", "4",
+                "--rank", "4", "--lr", "1e-3", "--samples", "40", "--json",
+            ])  # fmt: skip
+        return code, printed.getvalue(), said.getvalue()
+
+    code, printed, said = recover(tmp_path / "one", 4)
+    assert code == 0, said
+    first, second = together(lambda rank: recover(tmp_path / "two", 2))
+    assert first[0] == second[0] == 0, (first[2], second[2])
+    one, two = (json.loads(text) for text in (printed, first[1]))
+    assert (one["batch"], one["tokens"]) == (two["batch"], two["tokens"])
+    assert two["after"] == pytest.approx(one["after"], rel=1e-4)
+    ours, theirs = (
+        load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("one", "two")
+    )
+    for name, array in ours.items():
+        # gradients are summed in another order; Adam's steps are at most lr = 1e-3 each
+        np.testing.assert_allclose(theirs[name], array, rtol=0, atol=2e-4)
+
+
 def test_batches_that_are_held_apart_stay_so() -> None:
     batches = [{"x": np.array([i])} for i in range(23)]
     parts = [own_part(batches, place, 2) for place in range(2)]

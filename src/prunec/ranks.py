@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["is_first", "rank", "world_size"]
+__all__ = ["is_first", "join", "meet", "rank", "world_size"]
 
 
 def world_size() -> int:
@@ -23,3 +23,23 @@ def rank() -> int:
 
 def is_first() -> bool:
     return rank() == 0
+
+
+def join() -> None:
+    """Be able to talk to the other processes."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        both = torch.cuda.is_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo")
+
+
+def meet() -> None:
+    """Wait until every process is here."""
+    if world_size() == 1:
+        return
+    import torch.distributed as dist
+
+    join()
+    dist.barrier()

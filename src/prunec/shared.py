@@ -28,7 +28,7 @@ from prunec.passes.coupling import Consumer, Group, Place
 from prunec.passes.profile import Array, Moments, Sample, Seen, Slopes, Stream, Targets, Weights
 from prunec.passes.score import Scores
 from prunec.progress import Progress
-from prunec.ranks import rank, world_size
+from prunec.ranks import join, rank, world_size
 from prunec.reports import Check, SourceRow
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SharedEngine:
     @contextmanager
     def stream(self, loaded: Loaded, batches: Batches, budget: int) -> Iterator[Stream]:
         """As the engine's; all of it everywhere where there are too few batches to share."""
-        _join()
+        join()
         agree_on("calibration data", (array for batch in batches for array in batch.values()))
         own = own_part(batches, rank(), world_size())
         with self.engine.stream(loaded, own or batches, budget) as stream:
@@ -112,7 +112,7 @@ def own_part(batches: Batches, place: int, of: int) -> Batches:
 
 def agree_on(what: str, arrays: Iterable[Array | Selection]) -> None:
     """P879 unless every process has the same arrays, bit for bit."""
-    _join()
+    join()
     digest = hashlib.sha256()
     for array in arrays:
         kept = array.keep if isinstance(array, Selection) else array
@@ -127,11 +127,6 @@ def agree_on(what: str, arrays: Iterable[Array | Selection]) -> None:
         where="torchrun",
         help="give all of them the same files and options, on machines of one kind",
     )
-
-
-def _join() -> None:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
 
 
 def _summed(seen: Seen) -> Seen:

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from prunec.options import PruneOptions
 from prunec.output import beside
+from prunec.ranks import meet
 
-__all__ = ["State", "forget_state", "kept_state", "key_of", "state_key"]
+__all__ = ["State", "forget_state", "kept_state", "key_of", "state_key", "state_of_first"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -101,6 +102,13 @@ def kept_state(out: Path, key: str, *, resume: bool) -> Iterator[State | None]:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def state_of_first(out: Path) -> Iterator[State]:
+    """The state that the first of several processes keeps, once it is there."""
+    meet()
+    yield State(beside(Path(os.path.realpath(out.expanduser())), "state"))
 
 
 def forget_state(out: Path) -> None:

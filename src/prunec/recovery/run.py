@@ -15,7 +15,7 @@ import torch
 from prunec.frontends.source import resolve
 from prunec.output import Formats, staged
 from prunec.progress import Progress
-from prunec.ranks import world_size
+from prunec.ranks import is_first, meet, world_size
 from prunec.recipe import hash_source
 from prunec.recovery.lessons import Texts, read_texts
 from prunec.recovery.models import Opened, check_alike, check_quantizer, open_model, open_student
@@ -27,7 +27,7 @@ from prunec.recovery.student import Student, student
 from prunec.recovery.teacher import Live, Teacher, run_model, store
 from prunec.recovery.training import Course, Lesson, fit, held_out_loss
 from prunec.recovery.writing import write_trained
-from prunec.state import State, forget_state, kept_state, key_of
+from prunec.state import State, forget_state, kept_state, key_of, state_of_first
 
 __all__ = ["recover"]
 
@@ -41,11 +41,15 @@ def recover(options: RecoverOptions, progress: Progress) -> RecoverReport:
     """
     if options.scope.kind == "qlora":
         check_quantizer()
+    if not is_first():  # it learns beside the first, which writes
+        with state_of_first(options.out) as state:
+            return _Run(options, progress, state).write(None)
     with staged(options.out, overwrite=options.overwrite, sources=_sources(options)) as stage:
         if not options.resume:
             forget_state(options.out)
         with kept_state(options.out, _key(options), resume=True) as state:
             assert state is not None
+            meet()
             report = _Run(options, progress, state).write(stage / Formats.HF)
             text = json.dumps(report.to_json(), indent=1)
             (stage / Formats.REPORT).write_text(text, encoding="utf-8")
@@ -61,8 +65,8 @@ class _Run:
     state: State
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> RecoverReport:
-        """Train, and write the student to `folder`."""
+    def write(self, folder: Path | None) -> RecoverReport:
+        """Train, and write the student to `folder` if there is one."""
         options, progress = self.options, self.progress
         with self._timed("load"), progress.step("Reading the models"):
             pruned, dense = self._opened()
@@ -82,8 +86,10 @@ class _Run:
         course = self._trained(taught, objective, texts)
         losses.append(held_out_loss(objective, taught.module, held))
         after = self._spoken(pruned, texts)
-        with self._timed("write"), progress.step(f"Writing {Formats.HF}"):
-            size = write_trained(pruned.source, taught.updates(), folder)
+        size = 0
+        if folder is not None:
+            with self._timed("write"), progress.step(f"Writing {Formats.HF}"):
+                size = write_trained(pruned.source, taught.updates(), folder)
         return self._report(
             taught, objective, course, texts,
             params=params, size=size, before=losses[0], after=losses[1],

@@ -22,7 +22,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback
 
 from prunec.ir.diagnostics import PrunecError, fail
-from prunec.ranks import world_size
+from prunec.ranks import is_first, meet, world_size
 from prunec.recovery.objective import Objective
 from prunec.recovery.rows import Rows
 from prunec.recovery.student import Student
@@ -78,7 +78,9 @@ def fit(
     Raises P874 when a loss or a weight is not finite, naming the last good checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    if is_first():
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    meet()
     trainer = _Trainer(student, objective, rows, held, lesson, folder, advance)
     last = _last(folder)
     if last is None or not _finished(last, lesson):
@@ -165,8 +167,12 @@ class _Trainer(Trainer):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise self._diverged(name)
         super()._save_checkpoint(model, trial)
-        if not self.args.should_save:
-            return
+        meet()
+        if self.args.should_save:
+            self._put_in_place()
+        meet()
+
+    def _put_in_place(self) -> None:
         made = self.folder / PARTIAL / f"{CHECKPOINT}{self.state.global_step}"
         made.rename(self.folder / made.name)
         needed = {self.state.global_step, self.state.best_global_step}
