@@ -86,6 +86,7 @@ class _Run:
         course = self._trained(taught, objective, texts)
         losses.append(held_out_loss(objective, taught.module, held))
         after = self._spoken(pruned, texts)
+        meet()  # nobody reads the state any more, which goes with the first process
         size = 0
         if folder is not None:
             with self._timed("write"), progress.step(f"Writing {Formats.HF}"):
@@ -135,7 +136,11 @@ class _Run:
         teacher: Teacher = live
         if options.store_logits:
             with self.progress.step("Storing the teacher's logits", len(texts)) as advance:
+                if not is_first():  # the others find all of them there
+                    meet()
                 teacher = store(live, texts.inputs, self.state, _device(), advance)
+                if is_first():
+                    meet()
         return Objective(losses, teacher)
 
     def _trained(self, taught: Student, objective: Objective, texts: Texts) -> Course:
