@@ -7,8 +7,9 @@
 Real files (a configuration, safetensors in one file and in shards, GGUF, ONNX with external data,
 a plan, a recipe, calibration data as text, JSON lines and arrays, a tokenizer) are damaged and read
 as prunec reads them. Each case must be read or refused with a diagnostic. Failures are: any other
-exception, a crash, more than 10 s, more than 2 GB, a file touched outside of the scratch folder, a
-pickle, a program that is started, a connection. One seed gives one set of cases.
+exception, a crash, more than 10 s of processor time or 2 GB of memory, a file touched outside of
+the scratch folder, a pickle, a program that is started, a connection. One seed gives one set of
+cases.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ NOTHING: Document = {"cases": 0, "read": 0, "refused": {}, "failures": []}
 
 def _watched(process: subprocess.Popen[bytes], heard: Path) -> int | str:
     """The exit code; `stuck` when the process was killed because no new case came for long."""
-    last, since = "", time.monotonic() + 120  # libraries are loaded first
+    last, since = "", time.monotonic() + 600  # libraries are loaded first
     while True:
         try:
             return process.wait(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ import numpy.typing as npt
 import torch
 import transformers
 from accelerate import init_empty_weights
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
@@ -39,6 +42,8 @@ BY_TASK = (
     "AutoModel",
 )
 SHOWN = 5
+MOST_MODULES = 100_000
+"""More than the largest known model has, of 61 layers with 256 experts each."""
 
 quiet()
 
@@ -137,10 +142,10 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> ty
 
     Raises P111 when transformers has no such class, P113 when it would be remote code.
     """
-    named: Any = config.architectures
-    names = [named] if isinstance(named, str) else [str(name) for name in named or ()]
-    auto_map: dict[str, Any] = getattr(config, "auto_map", None) or {}
-    custom = {str(ref).rsplit(".", 1)[-1]: ref for key, ref in auto_map.items() if "Model" in key}
+    names = _architectures(config)
+    auto_map: Any = getattr(config, "auto_map", None)
+    references = auto_map.items() if isinstance(auto_map, dict) else ()
+    custom = {str(ref).rsplit(".", 1)[-1]: ref for key, ref in references if "Model" in key}
     for name in names:
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
@@ -152,6 +157,19 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> ty
         remedy = "correct `architectures` in config.json, or install a newer transformers"
         raise fail("P111", message, where=place(config), help=remedy)
     return _class_by_task(config)
+
+
+def _architectures(config: PreTrainedConfig) -> list[str]:
+    named: Any = config.architectures or []
+    names = [named] if isinstance(named, str) else named
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return list(names)
+    raise fail(
+        "P112",
+        "`architectures` is not a list of class names",
+        where=place(config),
+        help="correct `architectures` in config.json",
+    )
 
 
 def _fitting(found: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -200,11 +218,30 @@ def build_meta(
     """
     made: Any = model_class(config, trust_remote_code)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _limited():
             model = made._from_config(copy.deepcopy(config), dtype=dtype)
     except Exception as error:  # constructors raise anything on inconsistent fields
         raise _bad_config(place(config), error) from error
     return cast(PreTrainedModel, model.eval())
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Within the block a constructor that goes on and on is stopped: a damaged configuration may
+    ask for a billion layers."""
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > MOST_MODULES:
+            raise ValueError(f"it asks for more than {MOST_MODULES:,} modules")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def real_buffers(
@@ -216,7 +253,7 @@ def real_buffers(
     """Values of all buffers at construction, non-persistent ones such as `inv_freq` included."""
     made: Any = model_class(config, trust_remote_code)
     try:
-        with no_init_weights(), init_empty_weights(include_buffers=False):
+        with no_init_weights(), init_empty_weights(include_buffers=False), _limited():
             model = made._from_config(copy.deepcopy(config), dtype=dtype)
     except Exception as error:  # as in build_meta
         raise _bad_config(place(config), error) from error

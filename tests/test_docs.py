@@ -27,7 +27,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_python_of_docs(desk: Path) -> None:
-    names: dict[str, object] = {"__name__": "docs"}
+    names: dict[str, object] = {"__name__": "__main__"}
     blocks = FENCE.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
     assert len(blocks) >= 9
     for block in blocks:
@@ -42,3 +42,21 @@ def test_the_commands_of_the_tour(desk: Path, capsys: pytest.CaptureFixture[str]
     for line in commands:
         assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert "prunable groups" in capsys.readouterr().out
+
+
+def test_the_python_of_extending(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunec.passes.criteria import CRITERIA
+
+    monkeypatch.delitem(CRITERIA, "loudest", raising=False)  # type: ignore[arg-type]
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in FENCE.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8")):
+        exec(compile(block, "docs/extending.md", "exec"), names)
+    assert "small" in names
+    CRITERIA.pop("loudest")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    found = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    local = [link for link in found if "://" not in link]
+    assert [link for link in local if not (page.parent / link).exists()] == []
