@@ -78,7 +78,7 @@ def _row(method: str, dense: Path, work: Path, samples: int, length: int, size: 
         data = ("--calibration", work / "tokens.npz", "--calibration-samples", str(samples))
     command = prunec(
         *("prune", dense, "-o", work / "out", "--target", "blocks=70%", "--method", method),
-        *("--layout", "per-layer", "--groups", "neuron", "--format", "hf", "--json", *data),
+        *("--groups", "neuron", "--format", "hf", "--json", *data),
     )
     say(command_line(command))
     finished = measured(command).expect(0)

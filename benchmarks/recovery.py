@@ -172,8 +172,9 @@ class _Bench:
 
 
 def _closed(dense: float, pruned: float, after: float) -> float:
-    """The share of the gap in log-perplexity that is gone."""
-    return math.log(pruned / after) / math.log(pruned / dense)
+    """The share of the gap in log-perplexity that is gone; 0 where there is none."""
+    gap = math.log(pruned / dense)
+    return math.log(pruned / after) / gap if gap else 0.0
 
 
 if __name__ == "__main__":
