@@ -56,7 +56,8 @@ def build(folder: Path, gigabytes: float) -> Path:
         stored,
     )  # fmt: skip
     path = folder / "model.onnx"
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    opset = helper.make_opsetid("", 17)
+    save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
     return path
 
 
