@@ -124,7 +124,9 @@ def _introduction(found: Row) -> Iterator[str]:
         "program equals the dense one with the same indices zeroed, to 1e-5 of the largest output "
         "(float32 values, sums in float64), at two shapes where the model has no fixed one. "
         "`some`: the same, and further axes of the role are pinned. `–`: the model has no such "
-        "axis. What is pinned for being an input, an output or a kernel's window is not counted."
+        "axis. What is pinned for being an input, an output or a kernel's window is not counted. "
+        "Times are seconds of processor, of tracing and of inferring the axes, on the machine that "
+        "happened to run it. A run goes on where the last one stopped."
     )
     yield ""
     yield "| what | found |"
@@ -164,9 +166,14 @@ def _table(task: str, rows: Sequence[Row]) -> Iterator[str]:
         marks = " | ".join(MARKS[mark(row["roles"].get(role))] for role in COLUMNS)
         yield (
             f"| {row['model']} | {marks} | {row['reachable']:.0%} | {row['nodes']} | "
-            f"{row['trace_seconds']:.1f} | {1000 * (row.get('type_seconds') or 0):.1f} |"
+            f"{row['trace_seconds']:.1f} | {_milliseconds(row)} |"
         )
     yield ""
+
+
+def _milliseconds(row: Row) -> str:
+    seconds = row.get("type_seconds")
+    return f"{1000 * seconds:.1f}" if seconds else "–"
 
 
 def _pins(rows: Sequence[Row]) -> Iterator[str]:

@@ -73,7 +73,11 @@ def examine(found: Specimen) -> Row:
         traced, found = _traced(found)
     except PrunecError as error:
         (fact, *_) = error.diagnostics
-        return {"status": "not traced", "reason": fact.message, "where": fact.where}
+        return {
+            "status": "not traced",
+            "reason": fact.message,
+            "where": fact.where.rpartition("site-packages/")[2],
+        }
     row: Row = {"status": "traced", "trace_seconds": round(time.process_time() - start, 3)}
     row["type_seconds"], _ = _fastest(lambda: infer(traced.graph, ATEN))
     row["couple_seconds"], coupling = _fastest(lambda: couple(traced.graph, ATEN))

@@ -192,7 +192,9 @@ def _randomise(model: nn.Module) -> None:
         elif "embed" not in name:
             tensor.copy_(noise * min(1.0, math.prod(tensor.shape[1:]) ** -0.5) * 1.2)
     for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
+        if name.endswith("running_mean"):  # near zero, or rectifiers behind it are never open
+            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+        elif name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
 
 
