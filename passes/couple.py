@@ -62,6 +62,7 @@ class _Coupler:
                 for i, axes in self.typing.normed.items()
             },
             self.typing.without_rule,
+            self._reads(),
         )
 
     # -- atoms --------------------------------------------------------------------------
@@ -211,6 +212,13 @@ class _Coupler:
             atom.name, atom.role, size, tuple(atom.places), tuple(producers), consumers,
             parent, normed,
         )  # fmt: skip
+
+    def _reads(self) -> tuple[Consumer, ...]:
+        found = {entry for entries in self.evidence.consumed.values() for entry in entries}
+        return tuple(
+            Consumer(self.graph.ops[i].result, Place(name, dim), value, value_dim)
+            for i, name, dim, value, value_dim in sorted(found)
+        )
 
     def _literals(self) -> dict[str, dict[tuple[int | str, ...], tuple[Axis, ...]]]:
         found: dict[str, dict[tuple[int | str, ...], tuple[Axis, ...]]] = {}

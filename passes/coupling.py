@@ -74,6 +74,9 @@ class Coupling:
 
     `literals[op result][path]` gives the axes whose sizes add up to that literal.
     `normed` lists the operations that take a statistic over an axis that a group carries.
+    `reads` are all places where a layer sums over a dimension of its weight, in the order of the
+    program, whether the axis is pinned or not; `weight.dim` counts the dimensions as the layer
+    sees them.
     """
 
     graph: Graph
@@ -83,6 +86,7 @@ class Coupling:
     contractions: tuple[Contracted, ...]
     normed: Mapping[str, tuple[Axis, ...]]
     without_rule: Mapping[str, int]
+    reads: tuple[Consumer, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

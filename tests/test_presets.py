@@ -12,7 +12,8 @@ import pytest
 import worded
 import zoo
 
-from prunec import calibrating, pipeline
+from prunec import calibrating
+from prunec import run as runs
 from prunec.breakdown import source_rows
 from prunec.ir.diagnostics import Exit
 from prunec.loading import SlicedWeights, load
@@ -55,7 +56,7 @@ def traced_once() -> Any:
         )
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "load", lambda model, **_: once(model))
+        patch.setattr(runs, "load", lambda model, **_: once(model))
         # a batch for each window: of five or more one is held apart to judge restoring by
         patch.setattr(calibrating, "TOKENS_AT_ONCE", LENGTH)
         yield

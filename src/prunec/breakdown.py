@@ -24,7 +24,7 @@ from prunec.reports import SourceRow
 
 if TYPE_CHECKING:
     from prunec.loading import Loaded
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
 __all__ = ["CROSS_ENTROPY", "OUTPUT_ERROR", "source_rows"]
 
@@ -47,7 +47,7 @@ class Measured:
     count: int
 
 
-def source_rows(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+def source_rows(pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
     """One row for each source that the run was calibrated on; none without calibration data."""
     calibrated = pruned.calibrated
     if calibrated is None or not calibrated.samples:
@@ -59,7 +59,7 @@ def source_rows(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
     return tuple(_row(pruned, sample, found[sample.source]) for sample in calibrated.samples)
 
 
-def _losses(pruned: Pruned, windows: Windows, advance: Callable[[], None]) -> dict[int, Measured]:
+def _losses(pruned: Outcome, windows: Windows, advance: Callable[[], None]) -> dict[int, Measured]:
     """Cross-entropies: one program after the other, so that one output head is held at a time."""
     sums = {source: _Loss() for source, _ in windows}
     for side in (0, 1):
@@ -71,7 +71,7 @@ def _losses(pruned: Pruned, windows: Windows, advance: Callable[[], None]) -> di
     return {source: Measured(CROSS_ENTROPY, *found.means()) for source, found in sums.items()}
 
 
-def _errors(pruned: Pruned, windows: Windows, advance: Callable[[], None]) -> dict[int, Measured]:
+def _errors(pruned: Outcome, windows: Windows, advance: Callable[[], None]) -> dict[int, Measured]:
     """Output errors: both programs side by side."""
     sums = {source: SquaredError() for source, _ in windows}
     counts = dict.fromkeys(sums, 0)
@@ -86,7 +86,7 @@ def _errors(pruned: Pruned, windows: Windows, advance: Callable[[], None]) -> di
     return {s: Measured(OUTPUT_ERROR, 0.0, math.sqrt(e.mean()), counts[s]) for s, e in sums.items()}
 
 
-def _forward(pruned: Pruned, side: int, windows: Windows) -> Forward:
+def _forward(pruned: Outcome, side: int, windows: Windows) -> Forward:
     inputs = [window for _, window in windows]
     if side == 0:
         return Forward(pruned.loaded.graph, pruned.loaded.weights, inputs)
@@ -107,7 +107,7 @@ def _writes_text(loaded: Loaded) -> bool:
     return bool(can and LOGITS in gives and reads & {TOKENS, DECODED})
 
 
-def _row(pruned: Pruned, sample: Sample, found: Measured) -> SourceRow:
+def _row(pruned: Outcome, sample: Sample, found: Measured) -> SourceRow:
     assert pruned.calibrated is not None
     share = pruned.calibrated.sources[sample.source]
     return SourceRow(

@@ -13,8 +13,8 @@ from prunec.backends.heap import BUDGET, trim
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.ir.graph import TensorType
 from prunec.loading import Loaded
-from prunec.options import PruneOptions
 from prunec.progress import Progress
+from prunec.run_options import RunOptions
 
 if TYPE_CHECKING:
     from prunec.frontends.calibration import Calibration, Share
@@ -68,7 +68,7 @@ class Calibrated:
         return self.description
 
 
-def calibrate(loaded: Loaded, options: PruneOptions, progress: Progress) -> Calibrated:
+def calibrate(loaded: Loaded, options: RunOptions, progress: Progress) -> Calibrated:
     """Read or generate the calibration data that `options` (settled) ask for.
 
     Raises PrunecError when the data are empty, too short, cannot be tokenised, or are not what
@@ -108,7 +108,7 @@ def _width(loaded: Loaded, length: int) -> int:
     return max(1, TOKENS_AT_ONCE // length)
 
 
-def given_batches(loaded: Loaded, batches: Sequence[Inputs], options: PruneOptions) -> Calibrated:
+def given_batches(loaded: Loaded, batches: Sequence[Inputs], options: RunOptions) -> Calibrated:
     """Calibration data that the caller has; the first windows are measured on.
 
     Raises P135 when there are none, or they are not what the program reads.
@@ -129,7 +129,7 @@ def given_batches(loaded: Loaded, batches: Sequence[Inputs], options: PruneOptio
     )
 
 
-def _as_inputs(loaded: Loaded, batch: Inputs, options: PruneOptions) -> dict[str, Array]:
+def _as_inputs(loaded: Loaded, batch: Inputs, options: RunOptions) -> dict[str, Array]:
     """One batch as the program reads it, of sizes that it was traced with."""
     inputs = {}
     for value in loaded.graph.inputs:
@@ -147,7 +147,7 @@ def _rows(batch: Inputs) -> int:
     return len(next(iter(batch.values())))
 
 
-def _read(loaded: Loaded, options: PruneOptions, progress: Progress) -> Calibration:
+def _read(loaded: Loaded, options: RunOptions, progress: Progress) -> Calibration:
     from prunec.frontends.calibration import calibration, gathered
 
     samples, length = options.calibration_samples, options.calibration_length
@@ -181,7 +181,7 @@ def _read(loaded: Loaded, options: PruneOptions, progress: Progress) -> Calibrat
         )
 
 
-def _samples(loaded: Loaded, found: Calibration, options: PruneOptions) -> tuple[Sample, ...]:
+def _samples(loaded: Loaded, found: Calibration, options: RunOptions) -> tuple[Sample, ...]:
     """What each source is measured on."""
     samples = []
     for place, share in enumerate(found.sources):
@@ -193,7 +193,7 @@ def _samples(loaded: Loaded, found: Calibration, options: PruneOptions) -> tuple
     return tuple(samples)
 
 
-def _program_inputs(loaded: Loaded, found: Calibration, options: PruneOptions) -> dict[str, Array]:
+def _program_inputs(loaded: Loaded, found: Calibration, options: RunOptions) -> dict[str, Array]:
     """What the program reads of the data, checked against its types."""
     inputs = {}
     for value in loaded.graph.inputs:
@@ -211,7 +211,7 @@ def _program_inputs(loaded: Loaded, found: Calibration, options: PruneOptions) -
     return inputs
 
 
-def _as_read(name: str, array: Array, type_: TensorType, options: PruneOptions) -> Array:
+def _as_read(name: str, array: Array, type_: TensorType, options: RunOptions) -> Array:
     """An array in the kind of numbers that the program reads: whole ones, floats or booleans."""
     floats = "f" in type_.dtype
     if floats != (array.dtype.kind == "f"):
@@ -230,7 +230,7 @@ def _differs(array: Array, type_: TensorType) -> bool:
     return any(isinstance(dim, int) and dim != size for size, dim in pairs)
 
 
-def _try_shapes(loaded: Loaded, inputs: Inputs, options: PruneOptions) -> None:
+def _try_shapes(loaded: Loaded, inputs: Inputs, options: RunOptions) -> None:
     """Other sizes than the traced ones may do, as in a network of convolutions, or may not."""
     from prunec.backends.interpreter import execute
 
@@ -245,7 +245,7 @@ def _try_shapes(loaded: Loaded, inputs: Inputs, options: PruneOptions) -> None:
         raise _unfit(options, fact) from error
 
 
-def _unfit(options: PruneOptions, fact: str) -> PrunecError:
+def _unfit(options: RunOptions, fact: str) -> PrunecError:
     return fail(
         "P135",
         fact,

@@ -5,15 +5,32 @@ Everything that comes from the model or the user is escaped: a name cannot becom
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from prunec import __version__
 from prunec.escape import markdown, printable
 from prunec.frontends.mixture import parse_mixture
-from prunec.reports import PruneReport, Sizes, SourceRow
+from prunec.reports import PruneReport, Sizes, SourceRow, WrittenFormat
 from prunec.show import measured_on, perplexity
 
-__all__ = ["SHOWN", "model_name", "render_card", "told_calibration"]
+__all__ = [
+    "CAUTION",
+    "SHOWN",
+    "formats",
+    "front_matter",
+    "how",
+    "joined",
+    "model_name",
+    "render_card",
+    "sources",
+    "told_calibration",
+]
+
+CAUTION = (
+    "The licence and the limits of the original model apply. Measure the quality on your own task "
+    "before you use it: pruning changes what a model knows."
+)
 
 SHOWN: tuple[tuple[str, str], ...] = (
     ("parameters", "params"),
@@ -41,13 +58,17 @@ def render_card(report: PruneReport) -> str:
         f"{__version__}: whole indices of whole dimensions were removed, so that the model is "
         "dense and needs no sparse kernels.",
         _costs(report.dense, report.pruned),
-        _how(report),
-        _sources(report),
+        how(_choices(report), report.calibration),
+        sources(report.sources),
         _groups(report),
-        _formats(report),
-        "The licence and the limits of the original model apply. Measure the quality on your own "
-        "task before you use it: pruning changes what a model knows.",
+        formats(report.formats, custom=report.layout == "per-layer"),
+        CAUTION,
     ]
+    return joined(sections)
+
+
+def joined(sections: Iterable[str]) -> str:
+    """Those sections that have something to say."""
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -80,33 +101,37 @@ def _costs(dense: Sizes, pruned: Sizes) -> str:
     return "\n".join([*head, *lines]) + note
 
 
-def _how(report: PruneReport) -> str:
-    facts = {
+def _choices(report: PruneReport) -> dict[str, str]:
+    return {
         "target": ", ".join(target.text for target in report.targets) or "a given plan",
         "method": report.method,
         "restoration": report.restore,
-        "calibration": told_calibration(report.calibration),
         "layout": report.layout,
     }
+
+
+def how(choices: Mapping[str, str], calibration: str) -> str:
+    """What was asked for; of calibration data the names alone."""
+    facts = {**choices, "calibration": told_calibration(calibration)}
     lines = [f"| {key} | {markdown(value)} |" for key, value in facts.items()]
     return "\n".join(["| how | |", "|---|---|", *lines])
 
 
-def _sources(report: PruneReport) -> str:
-    """What pruning did to each source of calibration data, by name alone."""
-    if not report.sources:
+def sources(rows: Sequence[SourceRow]) -> str:
+    """What the run did to each source of calibration data, by name alone."""
+    if not rows:
         return ""
-    rows = [
+    lines = [
         f"| {markdown(s.name)} | {100 * s.weight:.3g} % | {_effect(s)} | {measured_on(s)} |"
-        for s in report.sources
+        for s in rows
     ]
-    if report.sources[0].metric == "cross_entropy":
+    if rows[0].metric == "cross_entropy":
         what = "Mean negative log-likelihood of the next token, in nats (perplexity in brackets)."
         head = ["| source | weight | dense | pruned | measured on |", "|---|---:|---:|---:|---|"]
     else:
         what = "Norm of the change of the outputs over the norm of the dense outputs."
         head = ["| source | weight | change | measured on |", "|---|---:|---:|---|"]
-    return "\n".join(["## What it does to each source", "", what, "", *head, *rows])
+    return "\n".join(["## What it does to each source", "", what, "", *head, *lines])
 
 
 def _effect(source: SourceRow) -> str:
@@ -128,17 +153,18 @@ def _groups(report: PruneReport) -> str:
     return "\n".join(["## What was removed", "", *head, *lines])
 
 
-def _formats(report: PruneReport) -> str:
-    if not report.formats:
+def formats(written: Sequence[WrittenFormat], *, custom: bool) -> str:
+    """Where each format lies and what loads it; `custom` code comes along with a checkpoint."""
+    if not written:
         return ""
     lines = [
         f"- `{printable(f.path).replace('`', '')}`: {LOADING.get(f.name, markdown(f.name))}"
-        for f in report.formats
+        for f in written
     ]
-    custom = (
+    note = (
         "\n\nThe Hugging Face format holds its own code, since widths differ by layer: pass "
         "`trust_remote_code=True`."
-        if report.layout == "per-layer" and any(f.name == "hf" for f in report.formats)
+        if custom and any(f.name == "hf" for f in written)
         else ""
     )
-    return "\n".join(["## Formats", "", *lines]) + custom
+    return "\n".join(["## Formats", "", *lines]) + note

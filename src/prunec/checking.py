@@ -18,7 +18,7 @@ from prunec.reports import Check
 from prunec.runners import Runner, open_hf, open_onnx, open_torchscript
 
 if TYPE_CHECKING:
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
 __all__ = ["SHAPES", "examples", "law_1", "relative_difference", "verify"]
 
@@ -33,7 +33,7 @@ law 1 all values are float32 and contractions sum in float64: slicing changes th
 sums, and a deep model amplifies that rounding (of either program) past any fixed tolerance."""
 
 
-def examples(pruned: Pruned) -> list[dict[str, Array]]:
+def examples(pruned: Outcome) -> list[dict[str, Array]]:
     """The inputs that a module came with, or seeded ones at two shapes; masks are all ones."""
     if pruned.loaded.examples:
         return [dict(feeds) for feeds in pruned.loaded.examples]
@@ -78,12 +78,13 @@ def _array(value: Any) -> Array:
     return array.astype(np.float64)
 
 
-def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
-    """Run every format beside the executor, and the executor beside the masked dense program."""
+def verify(pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
+    """Run every format beside the executor, and the executor beside the masked dense program
+    where something was sliced."""
     feeds = examples(pruned)
     with progress.step("Verifying", 1 + len(pruned.options.formats)) as advance:
         wanted = list(execute(pruned.rewritten.graph, pruned.weights, feeds))
-        checks = [law_1(pruned, feeds)]
+        checks = [law_1(pruned, feeds)] if pruned.sliced else []
         advance(1)
         for name in pruned.options.formats:
             runner = OPEN[name](stage)
@@ -93,13 +94,13 @@ def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]
     return tuple(checks)
 
 
-def law_1(pruned: Pruned, feeds: Sequence[Mapping[str, Array]]) -> Check:
+def law_1(pruned: Outcome, feeds: Sequence[Mapping[str, Array]]) -> Check:
     """Prune = mask: the smaller program beside the dense one with the removed indices zeroed."""
     contractions = {c.op for c in pruned.loaded.coupling.contractions}
     sliced = execute(pruned.rewritten.graph, pruned.weights, feeds, contractions)
     masked = execute_masked(
         pruned.loaded.coupling,
-        pruned.compressed.selections,
+        pruned.selections,
         pruned.rewritten,
         pruned.dense_weights,
         feeds,

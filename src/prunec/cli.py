@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec import __version__
+from prunec.cli_compress import quantize, sparsify
 from prunec.command import FILE, JSON, MODEL, TRUST, Grouped, listed, option
+from prunec.run_command import CALIBRATION, FORMAT, HOW, OUT, WHAT, WRITE, WRITING, typed
 
 if TYPE_CHECKING:
     from prunec.console import Console
@@ -64,9 +66,6 @@ def inspect(model: str, trust_remote_code: bool, as_json: bool) -> None:
         show_inspect(report, console)
 
 
-WHAT = "What to remove"
-HOW = "How"
-WRITE = "What to write"
 LEARN = "What to learn"
 
 
@@ -84,7 +83,7 @@ LEARN = "What to learn"
     """,
 )
 @click.argument("model", required=False)
-@option("-o", "--out", type=FILE, heading=WRITE, help="The folder to write; it must not exist.")
+@OUT
 @option(
     "--target",
     "targets",
@@ -127,28 +126,7 @@ LEARN = "What to learn"
 )
 @option("--round-to", type=int, metavar="N", heading=WHAT, help="Keep multiples of N. [1]")
 @option("--plan", type=FILE, heading=WHAT, help="Keep exactly what a plan.json says.")
-@option(
-    "--calibration",
-    metavar="SOURCE[:WEIGHT],...",
-    heading=HOW,
-    help="What to measure activations on: text or .jsonl files, folders of `datasets`, arrays as "
-    ".npz or a folder of them; self (default): the model writes the text; none. The report tells "
-    "the loss on each source.",
-)
-@option(
-    "--calibration-samples",
-    type=int,
-    metavar="N",
-    heading=HOW,
-    help="Windows (or images) in all. [64; 32 of self alone]",
-)
-@option(
-    "--calibration-length",
-    type=int,
-    metavar="N",
-    heading=HOW,
-    help="Tokens in each window. [512; 256 with self]",
-)
+@CALIBRATION
 @option(
     "--restore",
     metavar="NAME",
@@ -168,35 +146,15 @@ LEARN = "What to learn"
     heading=HOW,
     help="Options of that training: steps=200,train=full ... as `prunec recover` has them.",
 )
-@option("--seed", type=int, metavar="N", heading=HOW, help="For sampling and ties. [0]")
-@option(
-    "--activation-budget",
-    type=int,
-    metavar="MB",
-    heading=HOW,
-    help="Memory for activations while calibrating; what is beyond it goes to disk. [256]",
-)
-@option(
-    "--format",
-    "formats",
-    metavar="NAME,...",
-    callback=listed,
-    heading=WRITE,
-    help="hf, onnx, torchscript. Default: the kind that MODEL is.",
-)
+@FORMAT
 @option(
     "--layout",
     metavar="NAME",
     heading=WRITE,
     help="uniform (default): stock classes load it; per-layer: widths may differ by layer.",
 )
-@option("--overwrite", is_flag=True, heading=WRITE, help="Replace OUT when all is done.")
-@option("--dry-run", is_flag=True, heading=WRITE, help="Plan and report; write nothing.")
 @option("--verify", is_flag=True, help="Check pruning against masking, and all formats.")
-@option("--resume", is_flag=True, help="Save steps beside OUT, and go on from them.")
-@option("--recipe", type=FILE, help="Take MODEL and options from a recipe.yaml; others win.")
-@TRUST
-@JSON
+@WRITING
 @click.pass_context
 def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     """Write a smaller dense version of MODEL to the folder OUT.
@@ -211,13 +169,7 @@ def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         from prunec.request import prune_options
         from prunec.show import show_prune
 
-        source = click.core.ParameterSource
-        typed = {
-            name: value
-            for name, value in given.items()
-            if ctx.get_parameter_source(name) is not source.DEFAULT
-        }
-        options = prune_options(typed, as_json=as_json)
+        options = prune_options(typed(ctx, given), as_json=as_json)
         from prunec.pipeline import prune as run  # heavy: after all that can go wrong at once
 
         report = run(options, console)
@@ -385,6 +337,10 @@ def bench(as_json: bool, **given: Any) -> None:
         console.document(report.to_json())
     else:
         show_bench(report, console)
+
+
+cli.add_command(sparsify)
+cli.add_command(quantize)
 
 
 def _console(as_json: bool) -> Console:

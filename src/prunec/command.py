@@ -8,7 +8,17 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["FILE", "JSON", "MODEL", "TRUST", "Grouped", "listed", "option"]
+__all__ = [
+    "FILE",
+    "JSON",
+    "MODEL",
+    "TRUST",
+    "Decorator",
+    "Function",
+    "Grouped",
+    "listed",
+    "option",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]

@@ -12,12 +12,12 @@ from prunec.progress import Progress
 from prunec.reports import WrittenFormat
 
 if TYPE_CHECKING:
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
 __all__ = ["emit"]
 
 
-def emit(pruned: Pruned, stage: Path, progress: Progress) -> tuple[WrittenFormat, ...]:
+def emit(pruned: Outcome, stage: Path, progress: Progress) -> tuple[WrittenFormat, ...]:
     """Write every format into the stage folder; returns what was written, with its bytes."""
     found = []
     for name in pruned.options.formats:
@@ -36,14 +36,14 @@ def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _torchscript(pruned: Pruned, path: Path) -> None:
+def _torchscript(pruned: Outcome, path: Path) -> None:
     from prunec.backends.torchscript import emit as write
     from prunec.tensor_view import TensorView
 
     write(pruned.rewritten.graph, TensorView(pruned.weights, pruned.rewritten.graph), path)
 
 
-def _onnx(pruned: Pruned, path: Path) -> None:
+def _onnx(pruned: Outcome, path: Path) -> None:
     if pruned.loaded.file is not None:
         from prunec.onnx_file import write as edit
 
@@ -55,11 +55,11 @@ def _onnx(pruned: Pruned, path: Path) -> None:
     write(pruned.rewritten.graph, TensorView(pruned.weights, pruned.rewritten.graph), path)
 
 
-def entries(pruned: Pruned) -> list[Entry]:
+def entries(pruned: Outcome) -> list[Entry]:
     """Every stored tensor once, in its stored dtype, sliced when its turn to be written comes."""
     stored, changed, kept = (
         pruned.loaded.stored,
-        pruned.compressed.weights,
+        pruned.replaced,
         pruned.rewritten.kept,
     )
     graph = pruned.loaded.graph
@@ -81,13 +81,13 @@ def entries(pruned: Pruned) -> list[Entry]:
     return found
 
 
-def _hf(pruned: Pruned, folder: Path) -> None:
+def _hf(pruned: Outcome, folder: Path) -> None:
     from prunec.emission_hf import write_hf
 
     write_hf(pruned, folder, entries(pruned))
 
 
-WRITERS: Mapping[str, tuple[Callable[[Pruned, Path], None], str]] = {
+WRITERS: Mapping[str, tuple[Callable[[Outcome, Path], None], str]] = {
     "hf": (_hf, Formats.HF),
     "onnx": (_onnx, Formats.ONNX),
     "torchscript": (_torchscript, Formats.TORCHSCRIPT),

@@ -14,12 +14,12 @@ from prunec.ir.diagnostics import PrunecError
 from prunec.layout import with_kept
 
 if TYPE_CHECKING:
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
 __all__ = ["write_hf"]
 
 
-def write_hf(pruned: Pruned, folder: Path, entries: list[Entry]) -> None:
+def write_hf(pruned: Outcome, folder: Path, entries: list[Entry]) -> None:
     """Write `folder` in the form that `settle_layout` found.
 
     Raises PrunecError when the stock class would compute other buffer values (rotary

@@ -15,7 +15,7 @@ from prunec.reports import Check, SourceRow
 
 if TYPE_CHECKING:
     from prunec.loading import Loaded
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
 __all__ = ["Batches", "Engine"]
 
@@ -51,8 +51,9 @@ class Engine(Protocol):
     ) -> Callable[[Mapping[str, int]], float]:
         """How far from the dense program one is that keeps so many indices of each group."""
 
-    def rows(self, pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+    def rows(self, pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
         """What pruning does to each source of calibration data."""
 
-    def verify(self, pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
-        """Law 1 (prune = mask), and every format that was written beside the program."""
+    def verify(self, pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
+        """Law 1 (prune = mask) where dimensions were sliced, and every format that was written
+        beside the program."""

@@ -71,7 +71,7 @@ class _Tensors(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         loaded, first = self.pruned.loaded, self.first.get(name, name)
-        changed = self.pruned.compressed.weights
+        changed = self.pruned.replaced
         base = loaded.stored[first] if first in loaded.stored else loaded.weights[first]
         array = changed[first].astype(base.dtype) if first in changed else base
         for dim, indices in self.pruned.rewritten.kept.get(first, {}).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +26,9 @@ from prunec.progress import Progress
 from prunec.reports import Check, SourceRow
 
 if TYPE_CHECKING:
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
-__all__ = ["examples", "output_errors", "pruned_model", "verify", "write"]
+__all__ = ["examples", "output_errors", "pruned_model", "verify", "verify_changed", "write"]
 
 LAW_1 = 1e-5
 """Largest relative difference: slicing changes the order of float32 sums."""
@@ -40,31 +40,31 @@ it takes."""
 SAFE_TOKENS = 32
 
 
-def _original(pruned: Pruned) -> Original:
+def _original(pruned: Outcome) -> Original:
     file = pruned.loaded.file
     assert file is not None, "only files are edited"
     return Original(file.model, pruned.loaded.graph, file.nodes, file.tensors)
 
 
-def _rewritten(pruned: Pruned) -> Rewritten:
+def _rewritten(pruned: Outcome) -> Rewritten:
     """With all that nothing reads: it stands in the file, and follows."""
-    return rewrite(pruned.loaded.coupling, pruned.compressed.selections)
+    return rewrite(pruned.loaded.coupling, pruned.selections)
 
 
-def pruned_model(pruned: Pruned) -> ir.Model:
+def pruned_model(pruned: Outcome) -> ir.Model:
     """The smaller model; its weights are cut when they are written."""
-    changed = set(pruned.compressed.weights)
+    changed = set(pruned.replaced)
     return edit(_original(pruned), _rewritten(pruned), pruned.dense_weights, changed)
 
 
-def write(pruned: Pruned, path: Path) -> None:
+def write(pruned: Outcome, path: Path) -> None:
     """Edit the file that was read. Raises P220 when the result is not valid."""
     file = pruned.loaded.file
     assert file is not None, "only files are edited"
     save(pruned_model(pruned), file.model, path)
 
 
-def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
+def verify(pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
     """Law 1 on the file as written: it equals the dense one with the removed indices zeroed.
 
     Differences are told relative to the outputs of the dense model. How much float32 rounding
@@ -88,11 +88,25 @@ def verify(pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]
     return (Check("law 1", worst, max(LAW_1, noise)),)
 
 
+def verify_changed(
+    pruned: Outcome, stage: Path, run: Callable[[Feeds], Mapping[str, Array]]
+) -> tuple[Check, ...]:
+    """The file as written beside the program that was read, `run` with the changed weights."""
+    found = open_session(stage / Formats.ONNX)
+    names = [output.name for output in found.get_outputs()]
+    worst = 0.0
+    for feed in examples(pruned, open_session(pruned.loaded.source.path)):
+        wanted = run(feed)
+        expected = [wanted[name] for name in names]
+        worst = max(worst, _difference(found.run(names, feed), expected, expected))
+    return (Check("onnx", worst, LAW_1),)
+
+
 @contextmanager
-def _masked(pruned: Pruned, feeds: Feeds, stage: Path) -> Iterator[Path]:
+def _masked(pruned: Outcome, feeds: Feeds, stage: Path) -> Iterator[Path]:
     """The masked model as a file, as long as it is needed."""
     model = masked_model(
-        _original(pruned), pruned.loaded.coupling, pruned.compressed.selections,
+        _original(pruned), pruned.loaded.coupling, pruned.selections,
         _rewritten(pruned), pruned.dense_weights, feeds,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=stage) as folder:
@@ -115,7 +129,7 @@ def _difference(found: Sequence[Array], wanted: Sequence[Array], dense: Sequence
     return worst
 
 
-def examples(pruned: Pruned, dense: InferenceSession) -> list[Feeds]:
+def examples(pruned: Outcome, dense: InferenceSession) -> list[Feeds]:
     """Windows of the calibration data where there are any; else seeded inputs at two shapes, or
     at the one that the file allows. Masks are ones, pictures have bars on them: on plain noise
     detectors see nothing, and what they say of that is all rounding."""
@@ -183,7 +197,7 @@ def _filled(name: str, dtype: str, shape: list[int], rng: np.random.Generator) -
     return noise.astype(kind)
 
 
-def output_errors(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+def output_errors(pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
     """How far the outputs move on each source of calibration data, relative to their size."""
     from prunec.ort_engine import OrtEngine
 

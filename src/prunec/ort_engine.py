@@ -28,7 +28,7 @@ from prunec.reports import Check, SourceRow
 from prunec.scratch import Scratch
 
 if TYPE_CHECKING:
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
 __all__ = ["OrtEngine"]
 
@@ -111,11 +111,11 @@ class OrtEngine:
 
         return measure
 
-    def output_error(self, pruned: Pruned, inputs: Mapping[str, Array]) -> float:
+    def output_error(self, pruned: Outcome, inputs: Mapping[str, Array]) -> float:
         """The norm of the difference of all outputs over the norm of the dense ones. What was
         pruned is masked where it is read, which is the same (law 1) but for a statistic taken
         over it."""
-        coupling, selections = pruned.loaded.coupling, pruned.compressed.selections
+        coupling, selections = pruned.loaded.coupling, pruned.selections
         groups = [g for g in coupling.groups if g.name in selections]
         masked = MaskedWeights(coupling, pruned.dense_weights, groups, selections)
         weights = Overlaid(pruned.dense_weights, masked)
@@ -135,15 +135,21 @@ class OrtEngine:
             for i in range(0, count - width + 1, width)
         ]
 
-    def rows(self, pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+    def rows(self, pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
         from prunec.onnx_file import output_errors
 
         return output_errors(pruned, progress)
 
-    def verify(self, pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
-        from prunec.onnx_file import verify
+    def verify(self, pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
+        from prunec.onnx_file import verify, verify_changed
 
-        return verify(pruned, stage, progress)
+        if pruned.sliced:
+            return verify(pruned, stage, progress)
+
+        def run(feeds: Mapping[str, Array]) -> Env:
+            return _Forward(self.program, pruned.dense_weights, feeds).outputs
+
+        return verify_changed(pruned, stage, run)
 
 
 class _Forward:

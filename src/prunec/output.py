@@ -30,6 +30,7 @@ class Formats:
     REPORT = "report.json"
     PAGE = "report.html"
     CARD = "README.md"
+    MASKS = "masks.safetensors"
 
 
 def check_output(out: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> Path:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
-from prunec.calibrating import Calibrated, calibrate
+from prunec.calibrating import Calibrated
 from prunec.card import render_card
 from prunec.emission import emit
 from prunec.evidence import allocate
 from prunec.ir.axes import Selection
-from prunec.ir.diagnostics import Diagnostic
-from prunec.journal import StateJournal, load_calibration, save_calibration
-from prunec.loading import Loaded, Overlaid, SlicedWeights, load
+from prunec.journal import StateJournal
+from prunec.loading import Loaded, Overlaid, load
 from prunec.options import InspectOptions, PruneOptions
-from prunec.output import Formats, staged
+from prunec.output import Formats
 from prunec.page import render_page
 from prunec.passes.allocators import ALLOCATORS, Allocator, Budget
 from prunec.passes.compress import Compressed, compress, sites
@@ -37,42 +34,28 @@ from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.plans import plan_document, selections_of
 from prunec.progress import Progress, Silent
 from prunec.ranks import is_first, world_size
-from prunec.recipe import hash_source, write_recipe
 from prunec.reports import InspectReport, PruneReport, SourceRow
-from prunec.request import sources
-from prunec.state import State, kept_state, state_key
+from prunec.run import Outcome, Run, keep_recipe, load_for, run_staged, write_papers
+from prunec.state import State
 from prunec.summary import inspect_report, prune_report
 
 if TYPE_CHECKING:
-    from prunec.backends.hf_fields import Family
     from prunec.layout import HfLayout
 
 __all__ = ["Pruned", "inspect", "measured", "prune", "run_passes", "write"]
 
 
-@dataclass
-class Pruned:
+@dataclass(kw_only=True)
+class Pruned(Outcome):
     """The result of the passes, before anything is written."""
 
-    loaded: Loaded
     options: PruneOptions
-    family: Family | None
     compressed: Compressed
-    rewritten: Rewritten
-    layout: HfLayout | None = None
-    calibrated: Calibrated | None = None
-    warnings: tuple[Diagnostic, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
+    sliced: ClassVar[bool] = True
 
     @property
-    def dense_weights(self) -> Mapping[str, Any]:
-        """Full-width weights with the refitted ones in place."""
-        return Overlaid(self.loaded.weights, self.compressed.weights)
-
-    @property
-    def weights(self) -> Mapping[str, Any]:
-        """The weights of the smaller program, sliced one by one when asked for."""
-        return SlicedWeights(self.dense_weights, self.rewritten.kept)
+    def selections(self) -> Mapping[str, Selection]:
+        return self.compressed.selections
 
 
 def inspect(options: InspectOptions, progress: Progress | None = None) -> InspectReport:
@@ -96,16 +79,11 @@ def prune(options: PruneOptions, progress: Progress | None = None) -> PruneRepor
     if options.dry_run or options.out is None or not is_first():
         pruned = run_passes(options, progress)
         return prune_report(pruned, (), (), measured(pruned, progress))
-    with staged(options.out, overwrite=options.overwrite, sources=sources(options)) as stage:
-        key = state_key(options, _model_hash(options)) if options.resume else ""
-        with kept_state(options.out, key, resume=options.resume) as state:
-            pruned = run_passes(options, progress, state)
-            return write(pruned, stage, progress)
 
+    def work(stage: Path, state: State | None) -> PruneReport:
+        return write(run_passes(options, progress, state), stage, progress)
 
-def _model_hash(options: PruneOptions) -> str:
-    path = Path(options.model).expanduser()
-    return hash_source(path) if path.exists() else options.model
+    return run_staged(options, work)
 
 
 def run_passes(
@@ -119,14 +97,7 @@ def run_passes(
 
     `loaded` is the model where it is there already, `given` calibration data that are.
     """
-    loaded = loaded or load(
-        options.model,
-        trust_remote_code=options.trust_remote_code,
-        need_weights=True,
-        progress=progress,
-        hashed=options.out is not None and not options.dry_run,
-    )
-    run = _Run(options, loaded, progress, state, given)
+    run = _Run(options, loaded or load_for(options, progress), progress, state, given)
     pruned = run.from_plan() if options.plan is not None else run.from_target()
     if world_size() > 1:
         from prunec.shared import agree_on
@@ -136,21 +107,13 @@ def run_passes(
 
 
 @dataclass
-class _Run:
+class _Run(Run[PruneOptions]):
     """One run of the passes over a loaded model."""
 
-    options: PruneOptions
-    loaded: Loaded
-    progress: Progress
-    state: State | None = None
-    given: Calibrated | None = None
-    warnings: list[Diagnostic] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
     sloped: bool = False
 
     def __post_init__(self) -> None:
-        self.seconds |= self.loaded.seconds
-        self._warn(self.loaded.warnings)
+        super().__post_init__()
         published = parse_method(self.options.method).allocate
         kept = self.options.allocate == self.options.layout == "uniform"
         if published != "uniform" and kept:
@@ -160,43 +123,16 @@ class _Run:
             )
 
     @cached_property
-    def family(self) -> Family | None:
-        """Which configurations the model's class can be built with; None for a file that is
-        edited as it is."""
-        if self.loaded.source.kind == "onnx":
-            return None
-        from prunec.backends.hf_build import builder
-        from prunec.backends.hf_fields import Family
-
-        return Family(self.loaded.config, builder(type(self.loaded.model)))
-
-    @cached_property
     def criterion(self) -> Criterion:
         name = self.options.parts.criterion
         return Random(self.options.seed) if name == "random" else CRITERIA[name]()
 
-    @cached_property
-    def calibrated(self) -> Calibrated | None:
-        """Calibration data, from the state of an interrupted run when it has them."""
-        if not self.options.calibrated:
-            return None
-        if self.given is not None:
-            return replace(self.given, budget=self._budget)
-        known = load_calibration(self.state) if self.state is not None else None
-        if known is not None:
-            return replace(known, budget=self._budget)
-        with self._timed("calibrate"):
-            found = calibrate(self.loaded, self.options, self.progress)
-        if self.state is not None:
-            save_calibration(self.state, found)
-        return replace(found, budget=self._budget)
-
     def from_target(self) -> Pruned:
         """Choose what stays so that the targets are met."""
         layout = None
-        with self.progress.step("Planning"), self._timed("plan"):
+        with self.progress.step("Planning"), self.timed("plan"):
             choice = choose_groups(self.loaded, self.options, self.family)
-            self._warn(choice.warnings)
+            self.warn(choice.warnings)
             budget = make_budget(self.loaded, self.options, choice)
             counts = self._counts(choice, budget)
             if counts:
@@ -232,7 +168,7 @@ class _Run:
         counts, warnings = settle_uniform(
             self.loaded, choice, budget, self.family, check="hf" in self.options.formats
         )
-        self._warn(warnings)
+        self.warn(warnings)
         return counts
 
     def _layout(self, counts: Mapping[str, int]) -> HfLayout | None:
@@ -246,7 +182,7 @@ class _Run:
     def _ranked(self, choice: Choice, budget: Budget) -> dict[str, int]:
         """An allocator that looks at the model needs one more pass, on the dense one."""
         self._look_at_slopes(choice)
-        with self._timed("allocate"):
+        with self.timed("allocate"):
             return self._allocated(choice, budget)
 
     def _allocated(self, choice: Choice, budget: Budget) -> dict[str, int]:
@@ -267,7 +203,7 @@ class _Run:
             return
         coupling = self.loaded.coupling
         places = [p for group in choice.groups for p in gradient_places(coupling, group)]
-        with self.progress.step("Measuring gradients"), self._timed("gradients"):
+        with self.progress.step("Measuring gradients"), self.timed("gradients"):
             batches = self.calibrated.batches
             found = self.loaded.engine.slopes(self.loaded, batches, self.calibrated.budget, places)
         self.criterion = self.criterion.with_slopes(found)
@@ -286,9 +222,9 @@ class _Run:
         restorer = RESTORERS[self.options.restore] if calibrated is not None else None
         total = len(sites(self.loaded.coupling, choice.groups))
         with (
-            self._timed("prune"),
+            self.timed("prune"),
             self.progress.step("Pruning", total) as advance,
-            self._stream() as stream,
+            self.stream() as stream,
         ):
             compressed = compress(
                 self.loaded.coupling,
@@ -304,46 +240,22 @@ class _Run:
             )
         rewritten = rewrite(self.loaded.coupling, compressed.selections)
         return Pruned(
-            self.loaded,
-            self.options,
-            self.family,
-            compressed,
-            Rewritten(dce(rewritten.graph), rewritten.kept),
-            layout,
-            calibrated,
-            tuple(self.warnings),
-            self.seconds,
+            loaded=self.loaded,
+            options=self.options,
+            family=self.family,
+            compressed=compressed,
+            rewritten=Rewritten(dce(rewritten.graph), rewritten.kept),
+            replaced=compressed.weights,
+            layout=layout,
+            calibrated=calibrated,
+            warnings=tuple(self.warnings),
+            seconds=self.seconds,
         )
-
-    @property
-    def _budget(self) -> int:
-        """Bytes of activations that may stay in memory."""
-        return self.options.activation_budget << 20
 
     def _scored_weights(self, stream: Stream | None) -> Weights:
         """Scores of stored values need no copy of them in the program's dtype."""
         weights, stored = self.loaded.weights, self.loaded.stored
         return weights if stream is not None else Overlaid(weights, stored)
-
-    @contextmanager
-    def _stream(self) -> Iterator[Stream | None]:
-        if self.calibrated is None:
-            yield None
-            return
-        batches = self.calibrated.batches
-        with self.loaded.engine.stream(self.loaded, batches, self.calibrated.budget) as stream:
-            yield stream
-
-    def _warn(self, found: tuple[Diagnostic, ...]) -> None:
-        self.warnings += found
-        for warning in found:
-            self.progress.warn(warning)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 def measured(pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
@@ -368,18 +280,14 @@ def write(
     verify = pruned.loaded.engine.verify
     checks = verify(pruned, stage, progress) if pruned.options.verify else ()
     write_plan(plan_document(pruned), stage / Formats.PLAN)
-    if pruned.loaded.digest is not None:
-        write_recipe(stage / Formats.RECIPE, pruned.options, pruned.loaded.digest.result())
     rows = measured(pruned, progress) if rows is None else rows
     report = prune_report(pruned, written, checks, rows)
+    keep_recipe(pruned, stage)
     write_reports(report, stage)
     return report
 
 
 def write_reports(report: PruneReport, stage: Path) -> None:
     """The report as JSON, as a model card and as a page; the recipe is there where it has one."""
-    (stage / Formats.REPORT).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
-    (stage / Formats.CARD).write_text(render_card(report), encoding="utf-8")
-    recipe = stage / Formats.RECIPE
-    told = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
-    (stage / Formats.PAGE).write_text(render_page(report, told), encoding="utf-8")
+    recipe = write_papers(stage, report, render_card(report))
+    (stage / Formats.PAGE).write_text(render_page(report, recipe), encoding="utf-8")

@@ -17,7 +17,7 @@ from typing import Any
 
 from prunec.frontends.mixture import spell_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
-from prunec.options import PruneOptions
+from prunec.run_options import RunOptions
 from prunec.target import parse_targets
 
 __all__ = [
@@ -33,27 +33,42 @@ __all__ = [
 
 VERSION = 1
 
-OPTIONS: dict[str, type] = {
-    "targets": list,
-    "method": str,
-    "groups": list,
+COMMON: Mapping[str, type] = {
     "calibration": str,
     "calibration_samples": int,
     "calibration_length": int,
     "formats": list,
-    "layout": str,
-    "round_to": int,
-    "batch": int,
-    "length": int,
-    "dtype": str,
-    "restore": str,
-    "allocate": str,
-    "plan": str,
-    "recover_every": str,
-    "recover": str,
     "seed": int,
 }
-"""What a recipe keeps of PruneOptions, and how YAML holds it."""
+
+VERBS: Mapping[str, Mapping[str, type]] = {
+    "prune": {
+        "targets": list,
+        "method": str,
+        "groups": list,
+        "layout": str,
+        "round_to": int,
+        "batch": int,
+        "length": int,
+        "dtype": str,
+        "restore": str,
+        "allocate": str,
+        "plan": str,
+        "recover_every": str,
+        "recover": str,
+        **COMMON,
+    },
+    "sparsify": {
+        "sparsity": str,
+        "method": str,
+        "compare": str,
+        "ratios": str,
+        "leave": list,
+        **COMMON,
+    },
+    "quantize": {"quantize": str, "activations": str, "block": int, **COMMON},
+}
+"""What a recipe keeps of a verb's options, and how YAML holds it."""
 
 PACKAGES = (
     "prunec", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch",
@@ -73,7 +88,7 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as read. `options` are fields of PruneOptions; `files` maps the path of each
+    """A recipe as read. `options` are fields of the verb's options; `files` maps the path of each
     file that the run reads, the model included, to its hash."""
 
     path: Path
@@ -82,14 +97,14 @@ class Recipe:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_recipe(path: Path, options: PruneOptions, sha256: str) -> None:
+def write_recipe(path: Path, options: RunOptions, sha256: str) -> None:
     """Write settled `options`, with the hash of the model (see `hash_source`), and versions."""
-    named = [*options.calibration_files, *([] if options.plan is None else [options.plan])]
     written = {
         "version": VERSION,
+        "verb": options.verb,
         "model": {"path": _absolute(options.model), "sha256": sha256},
-        "options": {name: _as_yaml(options, name) for name in OPTIONS},
-        "files": {str(p.absolute()): hash_data(p) for p in named},
+        "options": {name: _as_yaml(options, name) for name in VERBS[options.verb]},
+        "files": {str(p.absolute()): hash_data(p) for p in options.read_files},
         "versions": versions(),
     }
     import yaml
@@ -98,10 +113,10 @@ def write_recipe(path: Path, options: PruneOptions, sha256: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; raises PrunecError (exit 2) with every mistake found."""
+def read_recipe(path: Path, verb: str = "prune") -> Recipe:
+    """Read and check a recipe of a verb; raises PrunecError (exit 2) with every mistake found."""
     content = _load(path)
-    problems = list(_mistakes(content))
+    problems = list(_mistakes(content, verb))
     if problems:
         located = [Diagnostic(p.code, p.message, str(path), help=p.help) for p in problems]
         raise PrunecError(located, Exit.USAGE)
@@ -200,7 +215,7 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _mistakes(content: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _mistakes(content: Mapping[str, Any], verb: str) -> Iterator[Diagnostic]:
     if content.get("version", VERSION) != VERSION:
         yield Diagnostic("P841", f"recipe version {brief(content['version'])} is not known")
     model = content.get("model", {})
@@ -209,20 +224,26 @@ def _mistakes(content: Mapping[str, Any]) -> Iterator[Diagnostic]:
     files = content.get("files", {})
     if not isinstance(files, dict) or not _texts([*files, *files.values()]):
         yield Diagnostic("P841", "`files` does not map paths to hashes")
+    written = content.get("verb", "prune")
+    if written != verb:
+        named = isinstance(written, str) and written in VERBS
+        remedy = f"use prunec {written}" if named else "choose another recipe"
+        yield Diagnostic("P841", f"this is no recipe of prunec {verb}", help=remedy)
+        return
     options = content.get("options", {})
     if not isinstance(options, dict):
         yield Diagnostic("P841", "`options` is not an object")
         return
     for name, value in options.items():
-        yield from _mistaken_option(name, value)
+        yield from _mistaken_option(name, value, VERBS[verb])
 
 
-def _mistaken_option(name: Any, value: Any) -> Iterator[Diagnostic]:
-    if name not in OPTIONS:
-        known = ", ".join(OPTIONS)
+def _mistaken_option(name: Any, value: Any, options: Mapping[str, type]) -> Iterator[Diagnostic]:
+    if name not in options:
+        known = ", ".join(options)
         yield Diagnostic("P841", f"unknown option {brief(name)}", help=f"a recipe may set {known}")
         return
-    kind = OPTIONS[name]
+    kind = options[name]
     fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if kind is list and fits:
         fits = all(isinstance(item, str) for item in value)
@@ -235,7 +256,7 @@ def _texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _as_yaml(options: PruneOptions, name: str) -> Any:
+def _as_yaml(options: RunOptions, name: str) -> Any:
     match name, getattr(options, name):
         case "targets", targets:
             return [str(target) for target in targets]
@@ -250,7 +271,7 @@ def _as_yaml(options: PruneOptions, name: str) -> Any:
 
 
 def _as_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """YAML values as values of PruneOptions."""
+    """YAML values as values of options."""
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     if "targets" in given:
         fields["targets"] = parse_targets(given["targets"])

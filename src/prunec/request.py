@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prunec.frontends.mixture import parse_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.options import PruneOptions
 from prunec.output import check_output
 from prunec.planfile import read_plan
+from prunec.quantize_options import QuantizeOptions
 from prunec.recipe import MODEL, Recipe, check_files, read_recipe
+from prunec.run_options import RunOptions
+from prunec.sparsify_options import SparsifyOptions
 from prunec.target import parse_targets
 
-__all__ = ["prune_options"]
+__all__ = ["prune_options", "quantize_options", "sources", "sparsify_options"]
+
+Asked = TypeVar("Asked", bound=RunOptions)
 
 RIVALS = {"targets": "plan", "plan": "targets"}
 """Of these only one can be given: what is typed displaces the recipe's."""
@@ -36,30 +41,55 @@ def prune_options(typed: Mapping[str, Any], *, as_json: bool = False) -> PruneOp
     given = dict(typed)
     if "targets" in given:
         given["targets"] = parse_targets(given["targets"])
-    if "recipe" in given:
-        given = _with_recipe(given, read_recipe(given["recipe"]))
-    if not given.get("model"):
-        raise fail(
-            "P900",
-            "no MODEL given",
-            help="give a model folder, a hub id, or a .gguf or .onnx file; see prunec prune --help",
-            exit_code=Exit.USAGE,
-        )
-    options = _settled(PruneOptions(**given, json=as_json))
+    options = _settled(PruneOptions(**_completed(given, PruneOptions.verb), json=as_json))
     if options.plan is not None:
         read_plan(options.plan)
-    if options.out is not None and not options.dry_run:
-        check_output(options.out, overwrite=options.overwrite, sources=sources(options))
+    _check_out(options)
     return options
 
 
-def sources(options: PruneOptions) -> list[Path]:
+def sparsify_options(typed: Mapping[str, Any], *, as_json: bool = False) -> SparsifyOptions:
+    """Settled options, as `prune_options` gives them."""
+    given = _completed(dict(typed), SparsifyOptions.verb)
+    options = _settled(SparsifyOptions(**given, json=as_json))
+    _check_out(options)
+    return options
+
+
+def quantize_options(typed: Mapping[str, Any], *, as_json: bool = False) -> QuantizeOptions:
+    """Settled options, as `prune_options` gives them."""
+    given = _completed(dict(typed), QuantizeOptions.verb)
+    options = _settled(QuantizeOptions(**given, json=as_json))
+    _check_out(options)
+    return options
+
+
+def _completed(given: dict[str, Any], verb: str) -> dict[str, Any]:
+    """What was typed, and the rest from the recipe if one is named; there must be a model."""
+    if "recipe" in given:
+        given = _with_recipe(given, read_recipe(given["recipe"], verb))
+    if given.get("model"):
+        return given
+    raise fail(
+        "P900",
+        "no MODEL given",
+        help=f"give a model folder, a hub id, or a .gguf or .onnx file; see prunec {verb} --help",
+        exit_code=Exit.USAGE,
+    )
+
+
+def _check_out(options: RunOptions) -> None:
+    if options.out is not None and not options.dry_run:
+        check_output(options.out, overwrite=options.overwrite, sources=sources(options))
+
+
+def sources(options: RunOptions) -> list[Path]:
     """The files and folders that a run reads and must not replace."""
     named = [Path(options.model).expanduser(), *options.calibration_files]
     return [path for path in named if path.exists()]
 
 
-def _settled(options: PruneOptions) -> PruneOptions:
+def _settled(options: Asked) -> Asked:
     """Settled options of a run that writes, unless it is a dry one."""
     absent = [] if options.out is not None or options.dry_run else [NO_OUTPUT]
     try:

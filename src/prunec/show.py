@@ -9,17 +9,30 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from prunec.console import Console
-from prunec.reports import GroupRow, InspectReport, PinRow, PruneReport, Sizes, SourceRow
+from prunec.reports import (
+    Check,
+    GroupRow,
+    InspectReport,
+    PinRow,
+    PruneReport,
+    Sizes,
+    SourceRow,
+    WrittenFormat,
+)
 
 __all__ = [
+    "NUMBERED",
     "alike",
     "amount",
     "kind_of_pin",
     "measured_on",
     "patterns",
     "perplexity",
+    "show_checks",
     "show_inspect",
     "show_prune",
+    "show_sources",
+    "show_written",
 ]
 
 MOST_PLACES = 4
@@ -83,14 +96,9 @@ def show_prune(report: PruneReport, console: Console) -> None:
         ]
         console.table("targets", ("target", ">limit", ">left", ""), targets)
     _show_rounds(report, console)
-    _show_sources(report.sources, console)
-    if report.checks:
-        checks = [
-            (c.name, f"{c.difference:.1e}", f"{c.allowed:.1e}", "ok" if c.passed else "FAILED")
-            for c in report.checks
-        ]
-        console.table("verification", ("check", ">difference", ">allowed", ""), checks)
-    _show_written(report, console)
+    show_sources(report.sources, console)
+    show_checks(report.checks, console)
+    show_written(report.out, report.formats, console)
 
 
 def _show_rounds(report: PruneReport, console: Console) -> None:
@@ -111,7 +119,18 @@ def _show_rounds(report: PruneReport, console: Console) -> None:
         console.table("rounds", columns, rows)
 
 
-def _show_sources(sources: Sequence[SourceRow], console: Console) -> None:
+def show_checks(checks: Sequence[Check], console: Console) -> None:
+    """Verifications, when there were any."""
+    if not checks:
+        return
+    rows = [
+        (c.name, f"{c.difference:.1e}", f"{c.allowed:.1e}", "ok" if c.passed else "FAILED")
+        for c in checks
+    ]
+    console.table("verification", ("check", ">difference", ">allowed", ""), rows)
+
+
+def show_sources(sources: Sequence[SourceRow], console: Console) -> None:
     """What pruning does to each source of calibration data."""
     if not sources:
         return
@@ -146,12 +165,13 @@ def measured_on(source: SourceRow) -> str:
     return f"{windows} {'held out' if source.held_out else 'calibrated on'}"
 
 
-def _show_written(report: PruneReport, console: Console) -> None:
-    if report.out is None:
+def show_written(out: str | None, formats: Sequence[WrittenFormat], console: Console) -> None:
+    """The formats in OUT, or that there is none."""
+    if out is None:
         console.line("dry run: nothing was written")
         return
-    written = [(f.name, f.path, amount(f.bytes)) for f in report.formats]
-    console.table(f"written to {report.out}", ("format", "path", ">bytes"), written)
+    written = [(f.name, f.path, amount(f.bytes)) for f in formats]
+    console.table(f"written to {out}", ("format", "path", ">bytes"), written)
 
 
 def _show_pins(report: InspectReport, console: Console) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prunec.options import PruneOptions
 from prunec.output import beside
 from prunec.ranks import meet
+from prunec.run_options import RunOptions
 
 __all__ = ["State", "forget_state", "kept_state", "key_of", "state_key", "state_of_first"]
 
@@ -61,8 +61,8 @@ class State:
         return self.folder / f"{name}.npz"
 
 
-def state_key(options: PruneOptions, sha256: str) -> str:
-    """What the state of a pruning run is of: the model, and all options that decide the result."""
+def state_key(options: RunOptions, sha256: str) -> str:
+    """What the state of a run is of: the model, and all options that decide the result."""
     told = replace(
         options,
         out=None,

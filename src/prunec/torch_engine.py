@@ -23,7 +23,7 @@ from prunec.reports import Check, SourceRow
 from prunec.scratch import Scratch
 
 if TYPE_CHECKING:
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
 __all__ = ["TorchEngine"]
 
@@ -55,8 +55,8 @@ class TorchEngine:
     ) -> Callable[[Mapping[str, int]], float]:
         return MaskedDivergence(loaded.coupling, groups, scores, loaded.weights, windows)
 
-    def rows(self, pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+    def rows(self, pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
         return source_rows(pruned, progress)
 
-    def verify(self, pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
+    def verify(self, pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
         return verify(pruned, stage, progress)

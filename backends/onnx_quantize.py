@@ -1,0 +1,174 @@
+"""Quantise ONNX files with ONNX Runtime's own tools."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+
+__all__ = ["BLOCKS", "QUANTISED", "int4", "int8", "quantised_ops", "ready", "static_int8"]
+
+Batches = Iterable[Mapping[str, npt.NDArray[Any]]]
+
+BLOCKS = (16, 32, 64, 128, 256)
+"""Block sizes that MatMulNBits has kernels for."""
+
+QUANTISED = frozenset(
+    "ConvInteger DequantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul"
+    " GatherBlockQuantized MatMulBnb4 MatMulInteger MatMulIntegerToFloat MatMulNBits QAttention"
+    " QEmbedLayerNormalization QGemm QLinearAdd QLinearConv QLinearMatMul QMoE"
+    " QuantizeLinear".split()
+)
+"""Operations that only a quantised model has."""
+
+LARGE = 2_000_000_000
+"""Bytes from which weights lie beside the file."""
+
+
+def quantised_ops(path: Path) -> dict[str, int]:
+    """How many of each quantised operation a file holds."""
+    counts: dict[str, int] = {}
+    for node in ir.load(path).graph.all_nodes():
+        if node.op_type in QUANTISED:
+            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+def ready(source: Path, target: Path) -> list[tuple[str, int]]:
+    """Write the file with transposed weights as weights of their own, which the tools look for.
+
+    Returns each matrix that data are multiplied with and how many inputs it has.
+    """
+    model = ir.load(source)
+    for node in [n for n in model.graph if n.op_type == "Transpose"]:
+        _fold(model, node)
+    RemoveUnusedNodesPass()(model)
+    large = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    ir.save(model, target, external_data=f"{target.name}.data" if large > LARGE else None)
+    found = []
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is not None and weight.const_value is not None:
+            found.append((str(weight.name), weight.const_value.numpy().shape[-2]))
+    return found
+
+
+def _fold(model: ir.Model, node: ir.Node) -> None:
+    """Replace the transposition of an initializer by its result."""
+    value, result = node.inputs[0], node.outputs[0]
+    if value is None or value.const_value is None or not value.is_initializer():
+        return
+    if result.is_graph_output() or value.shape is None:
+        return
+    array = value.const_value.numpy()
+    order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+    turned = np.ascontiguousarray(np.transpose(array, order))
+    name = f"{value.name}.transposed"
+    if name in model.graph.initializers:
+        made = model.graph.initializers[name]
+    else:
+        tensor = ir.Tensor(turned, dtype=value.const_value.dtype, name=name)
+        made = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(turned.shape),
+            const_value=tensor,
+        )
+        model.graph.register_initializer(made)
+    result.replace_all_uses_with(made)
+    model.graph.remove(node, safe=True)
+
+
+def int8(source: Path, target: Path) -> None:
+    """Weights of matrix products and tables as int8, one scale for each output; activations as
+    int8 too, with scales found while it runs."""
+    with _quiet():
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=_is_large(source),
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+def static_int8(source: Path, target: Path, batches: Sequence[Mapping[str, Any]]) -> None:
+    """Weights and activations of products and convolutions as int8, with the ranges of activations
+    that the batches show."""
+    with _quiet():
+        quantize_static(
+            source,
+            target,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=_is_large(source),
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+def int4(source: Path, target: Path, block: int) -> None:
+    """Weights of matrix products in 4 bits, with a scale for each `block` of inputs of an output;
+    activations stay as they are."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with _quiet():
+        made = MatMulNBitsQuantizer(
+            onnx.load(source),
+            bits=4,
+            block_size=block,
+            is_symmetric=True,
+            accuracy_level=4,
+            op_types_to_quantize=("MatMul", "Gather"),
+            quant_axes=(("MatMul", 0), ("Gather", 1)),
+        )
+        made.process()
+    model = ir.from_proto(made.model.model)
+    RemoveUnusedNodesPass()(model)
+    ir.save(model, target, external_data=f"{target.name}.data" if _is_large(source) else None)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Batches one after the other, and None at the end."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.rest: Iterator[Mapping[str, Any]] = iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        found = next(self.rest, None)
+        return None if found is None else dict(found)
+
+
+def _is_large(source: Path) -> bool:
+    return source.stat().st_size > LARGE or source.with_name(f"{source.name}.data").exists()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The tools tell each layer by the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
