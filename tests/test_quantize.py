@@ -25,7 +25,8 @@ HIDDEN, LENGTH, SAMPLES = 64, 32, 6
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny decoder, its ONNX file, and a text."""
     root = tmp_path_factory.mktemp("quantize")
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 96, "head_dim": 8}
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_attention_heads": 8,
+             "num_key_value_heads": 2}  # fmt: skip
     zoo.build("llama", **sizes).save_pretrained(root / "llama")
     worded.tokenizer().save_pretrained(root / "llama")
     (root / "text.txt").write_text(worded.text(8 * SAMPLES * LENGTH))

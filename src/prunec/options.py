@@ -48,8 +48,8 @@ class PruneOptions(RunOptions):
     `method` is a preset or `criterion=...,allocate=...,restore=...` (see `passes.methods`);
     `allocate` and `restore` go before it. `auto` leaves a choice to `settle`. Empty `groups` means
     every role within blocks that the layout and formats can hold. `batch`, `length` and `dtype`
-    are what FLOPs and memory are counted for (see `Workload`). `recover_every` and `recover` are those of
-    `round_options`.
+    are what FLOPs and memory are counted for (see `Workload`). `recover_every` and `recover` are
+    those of `round_options`.
     """
 
     verb: ClassVar[str] = "prune"

@@ -33,7 +33,7 @@ from prunec.reports import Check, SourceRow
 
 if TYPE_CHECKING:
     from prunec.loading import Loaded
-    from prunec.pipeline import Pruned
+    from prunec.run import Outcome
 
 __all__ = ["SharedEngine", "SharedStream", "agree_on", "own_part"]
 
@@ -75,10 +75,10 @@ class SharedEngine:
     ) -> Callable[[Mapping[str, int]], float]:
         return self.engine.divergence(loaded, groups, scores, windows)
 
-    def rows(self, pruned: Pruned, progress: Progress) -> tuple[SourceRow, ...]:
+    def rows(self, pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
         return self.engine.rows(pruned, progress)
 
-    def verify(self, pruned: Pruned, stage: Path, progress: Progress) -> tuple[Check, ...]:
+    def verify(self, pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
         return self.engine.verify(pruned, stage, progress)
 
 
