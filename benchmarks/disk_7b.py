@@ -5,10 +5,10 @@ Two commands, each a process of its own that writes a Hugging Face folder at 70 
 - `prunec prune --method magnitude`, no calibration;
 - `prunec prune --method wanda-sp` on 16 windows of 256 random tokens.
 
-`peak_anonymous_gb` is the resident memory that no file backs. `waiting` is the share of the wall
-time in which the process did not compute, nearly all of it reading and writing. Promised: below
-1 GB and below 3 GB of anonymous memory. Needs Linux, 25 GB of disk, and hours on two cores where
-they multiply matrices of half precision slowly.
+`peak_anonymous_gb` is the resident memory that no file backs. `waiting` is the share of all cores'
+time that the process left unused: reading and writing, and what has one thread; it means something
+on an idle machine only. Promised: below 1 GB and below 3 GB of anonymous memory. Needs Linux, 25 GB
+of disk, and hours on two cores where they multiply matrices of half precision slowly.
 """
 
 from __future__ import annotations
