@@ -1,0 +1,313 @@
+"""Find what can go as a whole: residual branches (sublayers) and the layers that they make up.
+
+A region has one entry and one exit of the same type. Whatever the program computes from the entry
+reaches an output through the exit alone, so that the exit may be replaced by the entry. Residual
+additions show where such regions are: a value is read both by a branch and by the addition that
+ends it. What follows each addition of a stream alike, such as the norm of a post-norm model,
+belongs to the region.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from prunec.ir.graph import Graph, Op
+from prunec.passes.coupling import Coupling
+from prunec.passes.residual import ADDITIONS
+
+__all__ = ["DEPTH_ROLES", "Region", "find_regions"]
+
+DEPTH_ROLES = ("sublayer", "layer")
+
+NUMBERED = re.compile(r"(?:^|\.)\d+(?=\.|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Goes when `exit` is replaced by `entry`. Of several branches that are added at once (parallel
+    attention and feed-forward part), `branch` is the one that goes: the additions that read it
+    pass on what else they read, and `entry` and `exit` are those of all branches.
+
+    `branches` are the values that it adds to the stream; `parts` names the sublayers of a layer.
+    """
+
+    name: str
+    role: str
+    entry: str
+    exit: str
+    branch: str | None = None
+    branches: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """From a value of a residual stream to the next: `join` adds the branches, `exit` is the value
+    from which the stream goes on."""
+
+    entry: str
+    join: str
+    exit: str
+    branches: tuple[str, ...]
+    path: str
+    kinds: tuple[str, ...]
+
+
+def find_regions(coupling: Coupling) -> tuple[Region, ...]:
+    """All regions of a program, in its order; each layer after its sublayers.
+
+    Names are module paths with the role, unique among the regions.
+    """
+    flow = _Flow(coupling)
+    steps = _settled(flow, list(flow.steps()))
+    found: list[Region] = []
+    for path, run in _runs(steps):
+        inside = [part for step in run for part in _sublayers(flow, step)]
+        layer = _layer(flow, path, run, inside)
+        if layer is None or len(inside) > 1:
+            found += inside
+        if layer is not None:
+            found.append(layer)
+    return _named(found)
+
+
+class _Flow:
+    """What reads what, and through which value everything must go (its post-dominator).
+
+    Sizes are not followed: what reads no more than a shape does not depend on the values.
+    """
+
+    def __init__(self, coupling: Coupling) -> None:
+        self.graph: Graph = coupling.graph
+        self.contractions = {self.graph.producers[c.op] for c in coupling.contractions}
+        self.sink = len(self.graph.ops)
+
+    @cached_property
+    def readers(self) -> list[list[int]]:
+        """By operation, the later ones that read its results; the sink reads outputs."""
+        ops, producers = self.graph.ops, self.graph.producers
+        found: list[dict[int, None]] = [{} for _ in ops]
+        for i, op in enumerate(ops):
+            if all(type_.dtype == "index" for type_ in op.types):
+                continue
+            for name in op.operands:
+                if name in producers:
+                    found[producers[name]][i] = None
+        for _, value in self.graph.outputs:
+            if value in producers:
+                found[producers[value]][self.sink] = None
+        return [list(r) for r in found]
+
+    @cached_property
+    def through(self) -> list[int | None]:
+        """By operation, the next one that everything computed from it goes through."""
+        depth = {self.sink: 0}
+        above: dict[int, int] = {}
+
+        def common(a: int, b: int) -> int:
+            while a != b:
+                a, b = (above[a], b) if depth[a] > depth[b] else (a, above[b])
+            return a
+
+        for i in reversed(range(self.sink)):
+            live = [r for r in self.readers[i] if r in depth]
+            if not live:
+                continue
+            meet = live[0]
+            for reader in live[1:]:
+                meet = common(meet, reader)
+            above[i], depth[i] = meet, depth[meet] + 1
+        return [above.get(i) for i in range(self.sink)]
+
+    def inside(self, entry: str, exit_: str) -> list[int]:
+        """The operations computed from `entry`, up to and with the one that makes `exit_`."""
+        first, last = self.graph.producers[entry], self.graph.producers[exit_]
+        reached = {first}
+        for i in range(first, last):
+            if i in reached:
+                reached.update(self.readers[i])
+        return sorted(i for i in reached if first < i <= last)
+
+    def steps(self) -> Iterator[_Step]:
+        """Values that are read by branches and by the addition at which these end."""
+        for i, op in enumerate(self.graph.ops):
+            join = self.through[i]
+            if join is None or join == self.sink or len(self.readers[i]) < 2:
+                continue
+            if len(op.results) > 1 or not self.alike(op.result, self.graph.ops[join].result):
+                continue
+            added = list(self._added(join, i))
+            branches = tuple(name for name in added if name != op.result)
+            if added.count(op.result) != 1 or not branches:
+                continue
+            if not all(self._learned(op.result, branch) for branch in branches):
+                continue
+            ops = [self.graph.ops[k] for k in self.inside(op.result, self.graph.ops[join].result)]
+            yield _Step(
+                op.result, self.graph.ops[join].result, "", branches, self.path(ops),
+                tuple(o.name for o in ops),
+            )  # fmt: skip
+
+    def alike(self, one: str, other: str) -> bool:
+        """Whether one value may stand for the other."""
+        a, b = self.graph.types[one], self.graph.types[other]
+        return (a.dtype, a.shape, a.axes) == (b.dtype, b.shape, b.axes) and "f" in a.dtype
+
+    def _added(self, at: int, stop: int) -> Iterator[str]:
+        """What additions that nothing else reads add up."""
+        op = self.graph.ops[at]
+        for name in op.operands if self._adds(op) else ():
+            producer = self.graph.producers.get(name, -1)
+            if producer > stop and self._adds(self.graph.ops[producer]) and self._private(producer):
+                yield from self._added(producer, stop)
+            else:
+                yield name
+
+    def _adds(self, op: Op) -> bool:
+        operands = list(op.operands)
+        return op.name in ADDITIONS and not op.kwargs and len(operands) == 2
+
+    def _private(self, at: int) -> bool:
+        return len(self.readers[at]) == 1
+
+    def _learned(self, entry: str, branch: str) -> bool:
+        """Whether a branch comes from the entry by way of a layer with weights."""
+        if branch not in self.graph.producers:
+            return False
+        first, last = self.graph.producers[entry], self.graph.producers[branch]
+        behind = {last}
+        for i in range(last, first, -1):
+            if i in behind:
+                producers = self.graph.producers
+                behind |= {producers[n] for n in self.graph.ops[i].operands if n in producers}
+        between = set(self.inside(entry, branch)) & behind
+        return first in behind and any(i in self.contractions for i in between)
+
+    def path(self, ops: Iterable[Op]) -> str:
+        """The module that the layers with weights among the operations have in common."""
+        modules = [
+            op.loc.module.split(".")
+            for op in ops
+            if self.graph.producers[op.result] in self.contractions
+            and any(name.startswith("@") for name in op.operands)
+        ]
+        shared = []
+        for parts in zip(*modules, strict=False):
+            if len(set(parts)) > 1:
+                break
+            shared.append(parts[0])
+        return ".".join(shared)
+
+
+def _settled(flow: _Flow, steps: Sequence[_Step]) -> list[_Step]:
+    """The steps with their exits: the entry of the next step of the stream. The last one ends as
+    the one before it did, or where the stream is next read more than once."""
+    entries = {step.entry for step in steps}
+    found: list[_Step] = []
+    tails: dict[str, tuple[str, ...]] = {}
+    for step in steps:
+        before = tails.get(step.entry)
+        after = list(_after(flow, step))
+        exit_ = next((v for v in after if v in entries), None)
+        if exit_ is None and before is not None:
+            exit_ = next((v for v in after if _tail(flow, step.join, v) == before), None)
+        elif exit_ is None:
+            producers, readers = flow.graph.producers, flow.readers
+            exit_ = next((v for v in after if len(readers[producers[v]]) > 1), None)
+        exit_ = exit_ or step.join
+        tails[exit_] = _tail(flow, step.join, exit_)
+        found.append(replace(step, exit=exit_))
+    return found
+
+
+def _after(flow: _Flow, step: _Step) -> Iterator[str]:
+    """The addition and what everything from it goes through without a further layer."""
+    at: int | None = flow.graph.producers[step.join]
+    while at is not None and at != flow.sink:
+        value = flow.graph.ops[at].result
+        between = flow.inside(step.join, value)
+        if any(i in flow.contractions for i in between):
+            return
+        if flow.alike(step.entry, value):
+            yield value
+        at = flow.through[at]
+
+
+def _tail(flow: _Flow, join: str, exit_: str) -> tuple[str, ...]:
+    return tuple(flow.graph.ops[i].name for i in flow.inside(join, exit_))
+
+
+def _runs(steps: Sequence[_Step]) -> Iterator[tuple[str, list[_Step]]]:
+    """Steps that follow one another in one numbered module, all of different kinds, with its
+    path; steps outside of any such module stand alone, with no path."""
+    run: list[_Step] = []
+    at = ""
+    for step in steps:
+        path = _numbered(step, steps)
+        if run and not (path and path == at and run[-1].exit == step.entry):
+            yield at, run
+            run = []
+        at = path
+        run.append(step)
+    if run:
+        yield at, run
+
+
+def _numbered(step: _Step, steps: Sequence[_Step]) -> str:
+    """The longest path that ends in a number and holds as much as the shortest one which holds no
+    two steps of one kind."""
+    chosen, most = "", 0
+    for match in NUMBERED.finditer(step.path):
+        path = step.path[: match.end()]
+        kinds = [s.kinds for s in steps if (s.path + ".").startswith(path + ".")]
+        if len(kinds) == len(set(kinds)) and len(kinds) >= most:
+            chosen, most = path, len(kinds)
+    return chosen
+
+
+def _sublayers(flow: _Flow, step: _Step) -> list[Region]:
+    if len(step.branches) == 1:
+        return [Region(step.path, "sublayer", step.entry, step.exit, branches=step.branches)]
+    found = []
+    for branch in step.branches:
+        ops = [flow.graph.ops[i] for i in flow.inside(step.entry, branch)]
+        own = [op for op in ops if _leads(flow, op, branch)]
+        found.append(Region(flow.path(own), "sublayer", step.entry, step.exit, branch, (branch,)))
+    return found
+
+
+def _leads(flow: _Flow, op: Op, branch: str) -> bool:
+    """Whether a branch is computed from an operation."""
+    first, last = flow.graph.producers[op.result], flow.graph.producers[branch]
+    reached = {first}
+    for i in range(first, last):
+        if i in reached:
+            reached.update(flow.readers[i])
+    return last in reached
+
+
+def _layer(flow: _Flow, path: str, run: Sequence[_Step], inside: Sequence[Region]) -> Region | None:
+    """The steps of one numbered module as a whole."""
+    if not path or not flow.alike(run[0].entry, run[-1].exit):
+        return None
+    parts = tuple(part.name for part in inside) if len(inside) > 1 else ()
+    branches = tuple(branch for step in run for branch in step.branches)
+    return Region(path, "layer", run[0].entry, run[-1].exit, branches=branches, parts=parts)
+
+
+def _named(found: Sequence[Region]) -> tuple[Region, ...]:
+    """Names of path and role; a path that stands several times is numbered."""
+    taken: set[str] = set()
+    result: list[Region] = []
+    for region in found:
+        base = f"{region.name}/{region.role}".removeprefix("/")
+        name, copy = base, 2
+        while name in taken:
+            name, copy = f"{base}#{copy}", copy + 1
+        taken.add(name)
+        parts = tuple(r.name for r in result[-len(region.parts) :]) if region.parts else ()
+        result.append(replace(region, name=name, parts=parts))
+    return tuple(result)
