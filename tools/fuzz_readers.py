@@ -32,9 +32,11 @@ def _tiny(folder: Path) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "vocab_size": 64, "max_position_embeddings": 64}  # fmt: skip
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
     model.save_pretrained(folder)
     return model
 
@@ -197,7 +199,7 @@ def _make_calibration(folder: Path) -> None:
     records = (json.dumps({"text": words * 2, "id": i}) for i in range(8))
     (folder / "b.jsonl").write_text("\n".join(records), encoding="utf-8")
     arrays = {"input_ids": rng.integers(0, 60, (4, 12)), "attention_mask": np.ones((4, 12), int)}
-    np.savez(folder / "c.npz", **arrays)
+    np.savez(folder / "c.npz", **arrays)  # type: ignore[arg-type]
     (folder / "loose").mkdir()
     for name, array in arrays.items():
         np.save(folder / "loose" / f"{name}.npy", array)
@@ -228,7 +230,8 @@ def _make_tokenizer(folder: Path) -> None:
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    transformers.PreTrainedTokenizerFast(
+    fast: Any = transformers.PreTrainedTokenizerFast
+    fast(
         tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     ).save_pretrained(folder)
 
