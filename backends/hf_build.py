@@ -74,8 +74,16 @@ def meta(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
 
 
 def builder(architecture: Any) -> Build:
-    """How to build `architecture` (a transformers class) on the meta device from a config."""
-    return lambda config: meta(lambda: architecture._from_config(copy.deepcopy(config)))
+    """How to build `architecture` (a transformers class) on the meta device from a config.
+
+    In float32, as programs are traced, whatever dtype the config names for what is stored.
+    """
+
+    def build(config: Any) -> torch.nn.Module:
+        own = copy.deepcopy(config)
+        return meta(lambda: architecture._from_config(own, dtype=torch.float32))
+
+    return build
 
 
 def shapes(model: torch.nn.Module) -> Shapes:

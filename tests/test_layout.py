@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prunec.backends.hf_build import builder
@@ -41,3 +42,19 @@ def test_sizes_that_look_alike_are_told_apart(loaded: Loaded) -> None:
     set_ = {p: v.get("num_key_value_groups", 3) for p, v in section.attributes.items()}
     found = [set_.get(f"model.layers.{i}.self_attn", 3) for i in range(4)]
     assert found == [b for _, b in left]
+
+
+def test_a_checkpoint_in_half_precision_may_have_layers_of_its_own(tmp_path: Path) -> None:
+    """Programs are traced in float32, whatever the config says of what is stored."""
+    config = LlamaConfig(
+        hidden_size=48, intermediate_size=80, num_attention_heads=6, num_hidden_layers=2,
+        vocab_size=131,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.float16).save_pretrained(tmp_path)
+    half = load(str(tmp_path), trust_remote_code=False, need_weights=True, progress=Silent())
+    assert half.config.dtype == torch.float16
+    counts = {group.name: group.size for group in half.coupling.groups}
+    neurons = [group.name for group in half.coupling.groups if group.role == "neuron"]
+    counts |= dict(zip(neurons, (60, 50), strict=True))
+    family = Family(half.config, builder(type(half.model)))
+    assert isinstance(settle_layout(half, "per-layer", family, counts), Section)
