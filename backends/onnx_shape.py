@@ -305,7 +305,6 @@ SHAPE: Rules = {
             "aten.flatten.using_ints",
             "aten.unflatten.int",
             "aten.reshape_as.default",
-            "aten.view_as.default",
         ),
         _as_reshape,
     ),

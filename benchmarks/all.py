@@ -32,7 +32,10 @@ NAMES = (
 )
 """Those that measure time come first."""
 
-LONG = ("quality", "calibration_memory", "survive", "fuzz", "recovery", "disk_7b")
+LONG = (
+    "quality", "calibration_memory", "survive", "fuzz", "recovery", "disk_7b", "onnx_stack",
+    "onnx_fuzz",
+)  # fmt: skip
 """Run only when they are named: they take long."""
 
 

@@ -70,7 +70,9 @@ def anonymous() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=2.4)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()

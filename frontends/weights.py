@@ -227,7 +227,7 @@ def _shard(folder: Path, name: str) -> Path:
     if not name or any(p.is_absolute() or p.drive or ".." in p.parts for p in parts):
         raise _bad_index(folder / INDEX, f"the index names {name!r}, outside of its folder")
     path = folder / name
-    if not path.is_file():
+    if not _is_file(path):
         raise fail(
             "P105",
             f"the index names the shard {name}, which is missing",
@@ -238,6 +238,14 @@ def _shard(folder: Path, name: str) -> Path:
     if not any(real.is_relative_to(home) for home in _homes(folder)):
         raise _bad_index(path, f"the shard {name} is a link that leaves its folder")
     return path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; there is none of a name that the disk cannot hold."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _homes(folder: Path) -> list[Path]:

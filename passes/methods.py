@@ -185,7 +185,7 @@ PRESETS: Mapping[str, Method] = {
 def parse_method(
     text: str,
     presets: Mapping[str, Method] = PRESETS,
-    criteria: Iterable[str] = tuple(CRITERIA),
+    criteria: Iterable[str] = CRITERIA,
     allocators: Iterable[str] = ALLOCATORS,
     restorers: Iterable[str] = RESTORERS,
 ) -> Method:

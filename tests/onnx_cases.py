@@ -162,7 +162,6 @@ SHAPE: dict[str, Case] = {
         X,
     ),
     "aten.reshape_as.default": case(lambda x, y: x.reshape_as(y), X, rand(2, 4, 3)),
-    "aten.view_as.default": case(lambda x, y: x.view_as(y), X, rand(2, 4, 3)),
     "aten.flatten.using_ints": case(lambda x: (x.flatten(1), x.flatten(0, 1)), X),
     "aten.unflatten.int": case(lambda x: x.unflatten(2, (2, 2)), X),
     "aten.expand.default": case(

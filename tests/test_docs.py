@@ -38,7 +38,13 @@ def test_the_python_of_docs(desk: Path) -> None:
 
 def test_the_commands_of_the_tour(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert {line.split()[1] for line in commands} == {"inspect", "prune", "eval", "bench"}
+    assert {line.split()[1] for line in commands} == {
+        "inspect",
+        "prune",
+        "eval",
+        "bench",
+        "recover",
+    }
     for line in commands:
         assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert "prunable groups" in capsys.readouterr().out
