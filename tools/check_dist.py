@@ -20,7 +20,10 @@ FOLDERS = {"ir": "ir", "passes": "passes", "frontends": "frontends", "backends":
 
 def sources() -> dict[str, str]:
     """Every file that must ship: path in the checkout -> path in the wheel."""
-    shipped = {f"src/prunec/{f.name}": f"prunec/{f.name}" for f in _files(ROOT / "src/prunec", "*")}
+    own = ROOT / "src"
+    folders = [own / "prunec", *(f for f in (own / "prunec").iterdir() if f.name not in FOLDERS)]
+    files = [f for folder in folders if folder.is_dir() for f in _files(folder, "*")]
+    shipped = {f"src/{f.relative_to(own)}": f.relative_to(own).as_posix() for f in files}
     for folder, package in FOLDERS.items():
         for file in _files(ROOT / folder, "**/*"):
             inside = file.relative_to(ROOT / folder).as_posix()
