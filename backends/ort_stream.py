@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from prunec.backends.ort_program import Array, Env, OrtProgram, Stretch
-from prunec.ir.diagnostics import fail
 from prunec.passes.coupling import Consumer
-from prunec.passes.profile import Moments, Sample, Seen, Weights
+from prunec.passes.profile import Moments, Sample, Seen, Weights, checked
 from prunec.passes.residual import Junction, junction
 
 __all__ = ["OrtStream", "Over"]
@@ -112,7 +111,7 @@ class OrtStream:
         self.position = first
         influence = [change.mean() if change is not None else None for change in changes]
         parts = zip(sums, influence, consumers, strict=True)
-        return [_checked(Seen(s[False], s.get(True), i), c) for s, i, c in parts]
+        return [checked(Seen(s[False], s.get(True), i), c) for s, i, c in parts]
 
     def _advanced(self, env: Env, to: int, flow: _Lazy) -> Env:
         """The live values once one batch has come to a node."""
@@ -198,20 +197,6 @@ def _moments(x: Array, needs: frozenset[str], *, wide: bool) -> Moments:
     absolute = np.abs(x).sum(0).astype(np.float64) if "absolute" in needs else None
     sums = x.sum(0).astype(np.float64)
     return Moments(len(x), squares.astype(np.float64), sums, gram, absolute)
-
-
-def _checked(seen: Seen, consumer: Consumer) -> Seen:
-    samples = [sample for sample in (seen.fit, seen.held) if sample is not None]
-    if all(np.isfinite(sample.moments.squares).all() for sample in samples):
-        return seen
-    raise fail(
-        "P310",
-        "calibration meets values that are not finite",
-        where=str(consumer.weight.parameter),
-        snippet=f"inputs of {consumer.op}",
-        help="the model overflows on these data or its weights are damaged: choose other"
-        " calibration data",
-    )
 
 
 class _Store:

@@ -11,16 +11,14 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
 from prunec.backends.heap import trim
 from prunec.backends.interpreter import Env, Flow, Program
 from prunec.backends.spill import BUDGET, Spill
-from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph
 from prunec.passes.coupling import Consumer
-from prunec.passes.profile import Array, Moments, Sample, Seen, Targets, Weights
+from prunec.passes.profile import Array, Moments, Sample, Seen, Targets, Weights, checked
 from prunec.passes.residual import joined, junction
 
 __all__ = ["TorchStream"]
@@ -110,7 +108,7 @@ class TorchStream:
         trim()
         influence = [change.mean() if change is not None else None for change in changes]
         parts = zip(sums, influence, consumers, strict=True)
-        return [_checked(Seen(s[False], s.get(True), i), c) for s, i, c in parts]
+        return [checked(Seen(s[False], s.get(True), i), c) for s, i, c in parts]
 
     def _sample(
         self, consumer: Consumer, envs: Sequence[Env], needs: frozenset[str], *, first: bool
@@ -203,17 +201,3 @@ def _moments(x: torch.Tensor, needs: frozenset[str], *, wide: bool) -> Moments:
     absolute = x.abs().sum(0).double().numpy() if "absolute" in needs else None
     product = gram.numpy() if gram is not None else None
     return Moments(len(x), squares.numpy(), x.sum(0).double().numpy(), product, absolute)
-
-
-def _checked(seen: Seen, consumer: Consumer) -> Seen:
-    samples = [sample for sample in (seen.fit, seen.held) if sample is not None]
-    if all(np.isfinite(sample.moments.squares).all() for sample in samples):
-        return seen
-    raise fail(
-        "P310",
-        "calibration meets values that are not finite",
-        where=str(consumer.weight.parameter),
-        snippet=f"inputs of {consumer.op}",
-        help="the model overflows on this text or its weights are damaged: run it in float32, or"
-        " choose other calibration data",
-    )

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from prunec.ir.diagnostics import fail
 from prunec.passes.coupling import Consumer, Place
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Stream",
     "Targets",
     "Weights",
+    "checked",
 ]
 
 Array = npt.NDArray[Any]
@@ -175,6 +177,21 @@ class Seen:
         ]
         tokens = sum(count for _, count in known)
         return sum(value * count for value, count in known) / tokens if tokens else None
+
+
+def checked(seen: Seen, consumer: Consumer) -> Seen:
+    """The same; raises P310 when it is not finite."""
+    samples = [sample for sample in (seen.fit, seen.held) if sample is not None]
+    if all(np.isfinite(sample.moments.squares).all() for sample in samples):
+        return seen
+    raise fail(
+        "P310",
+        "calibration meets values that are not finite",
+        where=str(consumer.weight.parameter),
+        snippet=f"inputs of {consumer.op}",
+        help="the model overflows on these data or its weights are damaged: choose other"
+        " calibration data, or run a model in half precision in float32",
+    )
 
 
 class Stream(Protocol):
