@@ -18,7 +18,7 @@ import torch
 from prunec.backends.interpreter import Arrays, Env, Program
 from prunec.ir.graph import Graph, Op, Ref
 
-__all__ = ["Forward"]
+__all__ = ["Forward", "Tail"]
 
 SEGMENT = 64 << 20
 PIECE = 32 << 20
@@ -35,15 +35,11 @@ class Forward:
     @torch.no_grad()
     def __init__(self, graph: Graph, weights: Arrays, windows: Sequence[Mapping[str, Any]]) -> None:
         self.program = Program(graph, weights)
-        self.tail = _tail(graph)
         self.envs = [self.program.start(window) for window in windows]
-        stop = len(graph.ops) - len(self.tail)
-        for start, end in _segments(graph, stop):
+        tail = Tail(self.program)
+        for start, end in _segments(graph, tail.start):
             self._advance(start, end)
-        self.weights: Env = {}
-        for op in self.tail:
-            self.program.operands(op, self.weights)
-        self.weights = {k: v for k, v in self.weights.items() if k.startswith("@")}
+        self.tail = tail.opened()
 
     def _advance(self, start: int, end: int) -> None:
         opened: Env = {}
@@ -59,18 +55,39 @@ class Forward:
     @torch.no_grad()
     def pieces(self, window: int) -> Iterator[dict[str, torch.Tensor]]:
         """The outputs of a window by name, some positions at a time where that is possible."""
-        env = self.envs[window]
-        if not self.tail:
+        yield from self.tail.pieces(self.envs[window])
+
+
+class Tail:
+    """The last operations of a program, which make its output position by position; none where it
+    has several outputs. `start` is the place of the first."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.ops = program, _tail(program.graph)
+        self.start = len(program.graph.ops) - len(self.ops)
+        self.weights: Env = {}
+
+    def opened(self) -> Tail:
+        """The same with its weights at hand."""
+        for op in self.ops:
+            self.program.operands(op, self.weights)
+        self.weights = {k: v for k, v in self.weights.items() if k.startswith("@")}
+        return self
+
+    def pieces(self, env: Env) -> Iterator[dict[str, torch.Tensor]]:
+        """The outputs by name from what is there before the tail, as many positions at a time as
+        fit `PIECE`."""
+        if not self.ops:
             yield self.program.outputs(env)
             return
-        first, last = self.tail[0], self.tail[-1]
+        first, last = self.ops[0], self.ops[-1]
         name = _input(first)
         value = env[name]
-        features = max(int(d) for op in self.tail for d in op.types[0].shape[-1:])
+        features = max(int(d) for op in self.ops for d in op.types[0].shape[-1:])
         rows = max(1, PIECE // (4 * features * len(value)))
         for start in range(0, value.shape[POSITIONS], rows):
             inner = {**self.weights, name: value[:, start : start + rows]}
-            for op in self.tail:
+            for op in self.ops:
                 step = self.program.steps[self.program.graph.producers[op.result]]
                 (inner[op.result],) = step(inner)
             ((output, _),) = self.program.graph.outputs

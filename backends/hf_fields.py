@@ -16,7 +16,7 @@ import torch
 
 from prunec.backends.hf_build import Build, Shapes, changed, few_layers, first_line, quiet, shapes
 
-__all__ = ["Discovery", "Family", "Moved", "Place", "discover", "moved_places"]
+__all__ = ["Discovery", "Family", "Moved", "Place", "config_fields", "discover", "moved_places"]
 
 Place = tuple[str, int]
 """A parameter's name and one of its dimensions."""
@@ -99,12 +99,12 @@ def discover(config: Any, build: Build) -> Discovery:
     """
     with quiet():
         dense = shapes(build(config))
-        empty = [path for path, value in _fields(config.to_dict()) if value is None]
+        empty = [path for path, value in config_fields(config.to_dict()) if value is None]
         for path in dict.fromkeys([*empty, *_asked_for(config, build)]):
             config = _filled(config, build, dense, path)
         found: dict[str, Moved] = {}
         refused: dict[str, str] = {}
-        for path, value in _fields(config.to_dict()):
+        for path, value in config_fields(config.to_dict()):
             if value is None:
                 continue
             places, reason = _probe(config, build, dense, path, value)
@@ -129,7 +129,7 @@ def moved_places(before: Shapes, after: Shapes) -> frozenset[Place] | None:
     )
 
 
-def _fields(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | None]]:
+def config_fields(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | None]]:
     """Paths of all integer and all empty fields, those of sub-configs and of lists too."""
     for name, value in data.items():
         path = prefix + name
@@ -139,7 +139,7 @@ def _fields(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, in
             case int() | None:
                 yield path, value
             case dict() if "model_type" in value:
-                yield from _fields(value, path + ".")
+                yield from config_fields(value, path + ".")
             case list() if value and all(type(item) is int for item in value):
                 yield from ((f"{path}[{i}]", item) for i, item in enumerate(value))
             case _:

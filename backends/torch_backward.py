@@ -139,6 +139,7 @@ class Stretch:
         used = {name for op in ops for name in op.operands}
         for name in sorted(used & of.parameters):
             self.flow.parameters[name] = of.program.parameter(name).requires_grad_(True)
+        self.values: dict[str, Tensor] = {}
         self.listened = [
             i for i in range(start, stop) if not of.results.isdisjoint(of.graph.ops[i].results)
         ]
@@ -153,7 +154,8 @@ class Stretch:
 
     def backward(self) -> Iterator[dict[str, Tensor]]:
         """For each sequence, in their order, the gradients at `results` that lie here; those of
-        parameters are in their `grad` then, and are the caller's to clear."""
+        parameters are in their `grad` then, and are the caller's to clear. `values` has the
+        results themselves."""
         for i in range(len(self.of.sequences)):
             yield self._one(i)
 
@@ -184,6 +186,7 @@ class Stretch:
             at = i + 1
             for name in self.of.results.intersection(self.of.graph.ops[i].results) & env.keys():
                 env[name] = _listen(env[name], name, found)
+                self.values[name] = env[name].detach()
         self.flow.run(env, at, self.stop)
 
     def _above(self, sequence: int, env: Env) -> Mapping[str, Tensor]:

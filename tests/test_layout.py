@@ -8,8 +8,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prunec.backends.hf_build import builder
-from prunec.backends.hf_fields import Family
 from prunec.backends.hf_section import Section
 from prunec.layout import settle_layout
 from prunec.loading import Loaded, load
@@ -32,12 +30,11 @@ def test_sizes_that_look_alike_are_told_apart(loaded: Loaded) -> None:
     """`num_key_value_groups` is 3 and so is the number of KV heads: what the first layers say is
     not enough."""
     left = [(3, 3), (2, 2), (2, 3), (3, 2)]
-    family = Family(loaded.config, builder(type(loaded.model)))
     counts = {group.name: group.size for group in loaded.coupling.groups}
     for role, kept in (("kv_head", [a for a, _ in left]), ("query_head", [b for _, b in left])):
         names = [group.name for group in loaded.coupling.groups if group.role == role]
         counts |= dict(zip(names, kept, strict=True))
-    section = settle_layout(loaded, "per-layer", family, counts)
+    section = settle_layout(loaded, "per-layer", counts)
     assert isinstance(section, Section)
     set_ = {p: v.get("num_key_value_groups", 3) for p, v in section.attributes.items()}
     found = [set_.get(f"model.layers.{i}.self_attn", 3) for i in range(4)]
@@ -56,5 +53,4 @@ def test_a_checkpoint_in_half_precision_may_have_layers_of_its_own(tmp_path: Pat
     counts = {group.name: group.size for group in half.coupling.groups}
     neurons = [group.name for group in half.coupling.groups if group.role == "neuron"]
     counts |= dict(zip(neurons, (60, 50), strict=True))
-    family = Family(half.config, builder(type(half.model)))
-    assert isinstance(settle_layout(half, "per-layer", family, counts), Section)
+    assert isinstance(settle_layout(half, "per-layer", counts), Section)

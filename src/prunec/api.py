@@ -96,8 +96,8 @@ class Model:
         line takes (`"text.txt:0.7,more.jsonl:0.3"`, `"self"`, `"none"`), or a sequence of batches,
         each given as `example` is to `load`; a module in memory needs batches unless the method
         looks at weights alone. `options` are those of `prunec prune`: `method`, `groups`, `plan`,
-        `allocate`, `restore`, `round_to`, `layout`, `formats`, `seed`, `calibration_samples`,
-        `calibration_length`, `activation_budget`.
+        `allocate`, `restore`, `round_to`, `depth`, `batch`, `length`, `dtype`, `layout`, `formats`,
+        `seed`, `calibration_samples`, `calibration_length`, `activation_budget`.
 
         Raises PrunecError for wrong options and for targets that cannot be met.
         """
@@ -251,6 +251,13 @@ def _check_live(live: Live, settled: PruneOptions) -> None:
             f"method {settled.method} needs calibration data, and {live.loaded.source.name} cannot"
             " make any",
             help='give batches: prune(..., calibration=[x1, x2]), or use method="magnitude"',
+            exit_code=Exit.USAGE,
+        )
+    if settled.depth_roles:
+        raise fail(
+            "P810",
+            f"{' and '.join(settled.depth_roles)} cannot go from a module in memory",
+            help="save the model, and prune the folder",
             exit_code=Exit.USAGE,
         )
     if "hf" in settled.formats and live.loaded.config is None:

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from prunec.loading import Loaded
     from prunec.run import Outcome
 
-__all__ = ["CROSS_ENTROPY", "OUTPUT_ERROR", "source_rows"]
+__all__ = [
+    "CROSS_ENTROPY",
+    "DECODED",
+    "LOGITS",
+    "OUTPUT_ERROR",
+    "counted",
+    "source_rows",
+    "writes_text",
+]
 
 CROSS_ENTROPY, OUTPUT_ERROR = "cross_entropy", "output_error"
 LOGITS, MASK, DECODED = "logits", "attention_mask", "decoder_input_ids"
@@ -53,7 +61,7 @@ def source_rows(pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
     if calibrated is None or not calibrated.samples:
         return ()
     windows = [(s.source, window) for s in calibrated.samples for window in _windows(s)]
-    measure = _losses if _writes_text(pruned.loaded) else _errors
+    measure = _losses if writes_text(pruned.loaded) else _errors
     with progress.step("Measuring each source", 2 * len(windows)) as advance:
         found = measure(pruned, windows, lambda: advance(1))
     return tuple(_row(pruned, sample, found[sample.source]) for sample in calibrated.samples)
@@ -89,7 +97,7 @@ def _errors(pruned: Outcome, windows: Windows, advance: Callable[[], None]) -> d
 def _forward(pruned: Outcome, side: int, windows: Windows) -> Forward:
     inputs = [window for _, window in windows]
     if side == 0:
-        return Forward(pruned.loaded.graph, pruned.loaded.weights, inputs)
+        return Forward(pruned.loaded.whole.graph, pruned.loaded.whole.weights, inputs)
     return Forward(pruned.rewritten.graph, pruned.weights, inputs)
 
 
@@ -99,7 +107,7 @@ def _windows(sample: Sample) -> Iterator[Window]:
         yield {name: array[i : i + 1] for name, array in sample.inputs.items()}
 
 
-def _writes_text(loaded: Loaded) -> bool:
+def writes_text(loaded: Loaded) -> bool:
     """Whether the model gives each next token a probability."""
     reads = {value.name[1:] for value in loaded.graph.inputs}
     gives = {name for name, _ in loaded.graph.outputs}
@@ -132,7 +140,7 @@ class _Loss:
 
     def add(self, side: int, window: Window, pieces: Iterator[Outputs]) -> None:
         written = window[DECODED if DECODED in window else TOKENS][0]
-        counts = _counted(window, written)
+        counts = counted(window, written)
         at = 0
         for outputs in pieces:
             logits = outputs[LOGITS][0]
@@ -150,7 +158,7 @@ class _Loss:
         return dense, small, self.counts[0]
 
 
-def _counted(window: Window, written: Array) -> torch.Tensor:
+def counted(window: Window, written: Array) -> torch.Tensor:
     """Which tokens count: those that the model reads, after one that it reads."""
     mask = window.get(MASK)
     if mask is None or DECODED in window:

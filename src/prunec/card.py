@@ -145,12 +145,14 @@ def _groups(report: PruneReport) -> str:
     lines = [
         f"| {markdown(g.name)} | {markdown(g.role)} | {g.size} | {g.kept} |"
         for g in report.groups
-        if g.kept is not None and g.kept < g.size
+        if g.kept is not None and 0 < g.kept < g.size
     ]
-    if not lines:
+    whole = [f"- {markdown(name)}" for name in report.removed]
+    if not lines and not whole:
         return ""
-    head = ["| group | role | dense | pruned |", "|---|---|---:|---:|"]
-    return "\n".join(["## What was removed", "", *head, *lines])
+    head = ["| group | role | dense | pruned |", "|---|---|---:|---:|"] if lines else []
+    between = [""] if lines and whole else []
+    return "\n".join(["## What was removed", "", *whole, *between, *head, *lines])
 
 
 def formats(written: Sequence[WrittenFormat], *, custom: bool) -> str:

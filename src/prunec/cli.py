@@ -13,6 +13,7 @@ import click
 from prunec import __version__
 from prunec.cli_compress import quantize, sparsify
 from prunec.command import FILE, JSON, MODEL, TRUST, Grouped, listed, option
+from prunec.command_sensitivity import sensitivity
 from prunec.run_command import CALIBRATION, FORMAT, HOW, OUT, WHAT, WRITE, WRITING, typed
 
 if TYPE_CHECKING:
@@ -123,6 +124,12 @@ LEARN = "What to learn"
     heading=WHAT,
     help="How much of each layer: uniform (the only one for --layout uniform), global, "
     "block-influence, log-depth, dp, evolutionary. [the method's]",
+)
+@option(
+    "--depth",
+    metavar="NAME",
+    heading=WHAT,
+    help="With --groups layer or sublayer, which of them go: sleb (default), shortgpt, angular.",
 )
 @option("--round-to", type=int, metavar="N", heading=WHAT, help="Keep multiples of N. [1]")
 @option("--plan", type=FILE, heading=WHAT, help="Keep exactly what a plan.json says.")
@@ -341,6 +348,7 @@ def bench(as_json: bool, **given: Any) -> None:
 
 cli.add_command(sparsify)
 cli.add_command(quantize)
+cli.add_command(sensitivity)
 
 
 def _console(as_json: bool) -> Console:

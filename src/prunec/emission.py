@@ -62,11 +62,11 @@ def entries(pruned: Outcome) -> list[Entry]:
         pruned.replaced,
         pruned.rewritten.kept,
     )
-    graph = pruned.loaded.graph
+    loaded, graph = pruned.loaded, pruned.loaded.graph
     aliases = {alias for p in graph.parameters.values() for alias in p.aliases}
     found = []
     for name in stored:
-        if name in aliases:
+        if name in aliases or (loaded.shallower is not None and loaded.shallower.gone(name)):
             continue
         dtype = stored[name].dtype
 
@@ -77,7 +77,7 @@ def entries(pruned: Outcome) -> list[Entry]:
         shape = tuple(
             len(kept.get(name, {}).get(d, range(n))) for d, n in enumerate(stored[name].shape)
         )
-        found.append(Entry(name, dtype, shape, produce))
+        found.append(Entry(loaded.checkpoint_name(name), dtype, shape, produce))
     return found
 
 

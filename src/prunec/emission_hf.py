@@ -27,16 +27,16 @@ def write_hf(pruned: Outcome, folder: Path, entries: list[Entry]) -> None:
     """
     loaded, layout = pruned.loaded, pruned.layout
     assert layout is not None, "the layout is settled before anything is written"
-    assert pruned.family is not None, "only models with a configuration are written as hf"
+    assert loaded.family is not None, "only models with a configuration are written as hf"
     source = None if loaded.source.kind == "module" else loaded.source.folder
     where: dict[str, Any] = {"architecture": type(loaded.model), "source": source}
     if isinstance(layout, Section):
-        section = with_kept(layout, pruned.rewritten.kept)
-        emit_per_layer(folder, loaded.config, section, entries, **where)
+        section = with_kept(loaded, layout, pruned.rewritten.kept)
+        emit_per_layer(folder, loaded.family.config, section, entries, **where)
         return
-    weights = pruned.weights
-    names = [n for n in pruned.family.derived if n in loaded.graph.parameters]
-    kept = {name: weights[name] for name in names}
+    weights, derived = pruned.weights, loaded.family.derived
+    named = {loaded.checkpoint_name(name): name for name in loaded.graph.parameters}
+    kept = {new: weights[old] for new, old in named.items() if new in derived}
     if problems := same_buffers(kept, hf.real_buffers(layout.config)):
         raise PrunecError(problems)
     emit_uniform(folder, layout.config, entries, **where)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from prunec.backends.hf_fields import Family
 from prunec.backends.hf_fit import UniformConfig, fit
 from prunec.backends.hf_program import same_program
 from prunec.backends.hf_section import Kept, Section, per_layer
@@ -32,9 +31,7 @@ HfLayout = UniformConfig | Section
 """A configuration for the stock class, or what the custom code needs to know."""
 
 
-def settle_layout(
-    loaded: Loaded, layout: str, family: Family, counts: Mapping[str, int]
-) -> HfLayout:
+def settle_layout(loaded: Loaded, layout: str, counts: Mapping[str, int]) -> HfLayout:
     """The checkpoint form for these counts.
 
     Raises PrunecError (exit 2) with the reason and the nearest layout that works when the class
@@ -44,7 +41,10 @@ def settle_layout(
                if counts.get(g.name, g.size) < g.size}  # fmt: skip
     first = {name: Selection(np.arange(k)) for name, k in smaller.items()}
     wanted = dce(rewrite(loaded.coupling, first).graph)
-    axes = parameter_axes(loaded)
+    if loaded.shallower is not None:
+        wanted = loaded.shallower.renumbered(wanted)
+    axes, family = parameter_axes(loaded), loaded.family
+    assert family is not None, "only models with a configuration are written as hf"
     if layout == "per-layer":
         section = per_layer(family, axes, smaller, wanted, _trace)
         if isinstance(section, list):
@@ -59,10 +59,11 @@ def settle_layout(
     return fitted
 
 
-def with_kept(section: Section, kept: Kept) -> Section:
+def with_kept(loaded: Loaded, section: Section, kept: Kept) -> Section:
     """The section with the indices that were really kept of the buffers it cuts."""
+    named = {loaded.checkpoint_name(name): dims for name, dims in kept.items()}
     buffers = {
-        name: {dim: [int(i) for i in kept[name][int(dim)]] for dim in dims}
+        name: {dim: [int(i) for i in named[name][int(dim)]] for dim in dims}
         for name, dims in section.buffers.items()
     }
     return replace(section, buffers=buffers)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,15 @@ from prunec.passes.cost import Cost
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
 from prunec.passes.profile import Array, Weights
+from prunec.passes.regions import Region, find_regions
+from prunec.passes.remove import remove
 from prunec.progress import Progress
 from prunec.ranks import world_size
 from prunec.recipe import hash_source
 
 if TYPE_CHECKING:
+    from prunec.backends.hf_depth import Shallower
+    from prunec.backends.hf_fields import Family
     from prunec.frontends.onnx import OnnxProgram
 
 __all__ = ["Loaded", "ProgramWeights", "SlicedWeights", "load"]
@@ -37,7 +41,11 @@ class Loaded:
     """A model as the passes see it. `stored` are the checkpoint's tensors in their own dtype,
     `weights` everything that the program uses in the dtype that it computes in, `digest` the hash
     of the source, which takes a while, `examples` inputs that a module in memory came with. Of an
-    ONNX file `file` is what was read, and there is neither `config` nor `model`."""
+    ONNX file `file` is what was read, and there is neither `config` nor `model`.
+
+    Once regions are `removed`, `coupling` and `cost` are those of the smaller program, under the
+    names of the `whole` model, and `shallower` is the stock config without its layers, if any.
+    """
 
     source: Source
     config: Any
@@ -51,6 +59,9 @@ class Loaded:
     warnings: tuple[Diagnostic, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     file: OnnxProgram | None = None
+    removed: tuple[Region, ...] = ()
+    before: Loaded | None = None
+    shallower: Shallower | None = None
 
     @cached_property
     def engine(self) -> Engine:
@@ -74,6 +85,38 @@ class Loaded:
     @property
     def graph(self) -> Graph:
         return self.coupling.graph
+
+    @property
+    def whole(self) -> Loaded:
+        """The model before regions were removed."""
+        return self.before or self
+
+    @cached_property
+    def regions(self) -> dict[str, Region]:
+        """What may go as a whole, by name."""
+        return {region.name: region for region in find_regions(self.whole.coupling)}
+
+    def without(self, regions: Iterable[Region]) -> Loaded:
+        """The whole model without these regions, and no others; `shallower` is left open."""
+        gone, whole = tuple(regions), self.whole
+        coupling = remove(whole.coupling, gone)
+        return replace(whole, coupling=coupling, cost=Cost(coupling), removed=gone, before=whole)
+
+    @cached_property
+    def family(self) -> Family | None:
+        """Which configurations the model's class can be built with, from that of `shallower` where
+        layers went; None for a file that is edited as it is."""
+        if self.source.kind == "onnx":
+            return None
+        from prunec.backends.hf_build import builder
+        from prunec.backends.hf_fields import Family
+
+        config = self.config if self.shallower is None else self.shallower.config
+        return Family(config, builder(type(self.model)))
+
+    def checkpoint_name(self, name: str) -> str:
+        """What a parameter of the program is called in a checkpoint."""
+        return name if self.shallower is None else self.shallower.renamed(name)
 
 
 class ProgramWeights(Mapping[str, Array]):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
+from prunec.passes.depth import DEPTHS
+from prunec.passes.regions import DEPTH_ROLES
 from prunec.ranks import world_size
 from prunec.round_options import round_problems
 from prunec.run_options import AUTO, FORMATS, GIVEN, RunOptions, known, positive
@@ -28,7 +30,7 @@ NO_WAY_BACK = {
 
 ROLES = (
     "neuron", "query_head", "kv_head", "head", "head_dim", "channel", "expert", "hidden", "vocab",
-    "rank", "feature",
+    "rank", "feature", "sublayer", "layer",
 )  # fmt: skip
 """Roles of groups that `--groups` may name; what a model has of them `inspect` tells."""
 
@@ -59,6 +61,7 @@ class PruneOptions(RunOptions):
     groups: tuple[str, ...] = ()
     layout: str = "uniform"
     round_to: int = 1
+    depth: str = DEPTHS[0]
     batch: int = Workload.batch
     length: int = Workload.length
     dtype: str = AUTO
@@ -67,6 +70,16 @@ class PruneOptions(RunOptions):
     plan: Path | None = None
     recover_every: str = ""
     recover: str = ""
+
+    @property
+    def depth_roles(self) -> tuple[str, ...]:
+        """The roles among `groups` that go as a whole or not at all."""
+        return tuple(role for role in self.groups if role in DEPTH_ROLES)
+
+    @property
+    def width_roles(self) -> tuple[str, ...]:
+        """The other roles among `groups`."""
+        return tuple(role for role in self.groups if role not in DEPTH_ROLES)
 
     @property
     def workload(self) -> Workload:
@@ -103,6 +116,8 @@ class PruneOptions(RunOptions):
             chosen = {"restore": "none"} | chosen
         if self.layout == "uniform" and "hf" in self.wanted_formats:
             chosen = {"allocate": "uniform"} | chosen
+        if self.groups and self.groups == self.depth_roles:
+            chosen = {"restore": "none", "allocate": "uniform"} | chosen
         return replace(method, **chosen)
 
     @property
@@ -127,7 +142,7 @@ class PruneOptions(RunOptions):
             restore=method.restore,
             allocate=method.allocate,
             dtype=self._dtype,
-            **self.settled_data(needed=_needs_data(method)),
+            **self.settled_data(needed=bool(self.depth_roles) or _needs_data(method)),
         )
         needy = list(settled._unfed(method))
         if needy:
@@ -142,6 +157,7 @@ class PruneOptions(RunOptions):
         yield from known("--layout", self.layout, LAYOUTS)
         for name in self.groups:
             yield from known("--groups", name, ROLES)
+        yield from known("--depth", self.depth, DEPTHS)
         yield from known("--dtype", self.dtype, (AUTO, *DTYPES))
         yield from positive("--batch", self.batch)
         yield from positive("--length", self.length)
@@ -173,6 +189,7 @@ class PruneOptions(RunOptions):
                 "--target",
                 help="say what remains, for example --target params=75%, or give --plan plan.json",
             )
+        yield from _depth_problems(self)
         if self.targets and self.plan is not None:
             yield Diagnostic(
                 "P813",
@@ -185,7 +202,14 @@ class PruneOptions(RunOptions):
         """Choices that need calibration data where there is none."""
         if self.calibrated:
             return
-        if _needs_data(replace(method, restore="none")) and self.plan is None:
+        if self.depth_roles and self.plan is None:
+            yield Diagnostic(
+                "P814",
+                f"which {self.depth_roles[0]} goes is measured and there is no calibration data",
+                "--calibration",
+                help="use --calibration self or a text file",
+            )
+        elif _needs_data(replace(method, restore="none")) and self.plan is None:
             yield Diagnostic(
                 "P814",
                 f"method {self.method} scores by activations and there is no calibration data",
@@ -210,3 +234,20 @@ def _needs_data(method: Method) -> bool:
     watched = ALLOCATORS[method.allocate](0).needs - {"scores", "curves"}
     needs = CRITERIA[method.criterion]().needs | watched
     return bool(needs) or method.restore != "none"
+
+
+def _depth_problems(options: PruneOptions) -> Iterable[Diagnostic]:
+    """Runs in which nothing can go as a whole."""
+    obstacles = {
+        "from an ONNX file, which is edited in place": options.model.endswith(".onnx"),
+        "in rounds": bool(options.recover_every),
+        "in several processes, each of which would choose for itself": world_size() > 1,
+    }
+    for where, stands in obstacles.items():
+        if options.depth_roles and stands:
+            yield Diagnostic(
+                "P816",
+                f"{' and '.join(options.depth_roles)} cannot go {where}",
+                "--groups",
+                help="prune depth in a run of its own, from the model as PyTorch runs it",
+            )

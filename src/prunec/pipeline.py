@@ -31,7 +31,7 @@ from prunec.passes.rewrite import Rewritten, rewrite
 from prunec.passes.score import Criterion, Sloped
 from prunec.planfile import read_plan, write_plan
 from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
-from prunec.plans import plan_document, selections_of
+from prunec.plans import plan_document, regions_of, selections_of
 from prunec.progress import Progress, Silent
 from prunec.ranks import is_first, world_size
 from prunec.reports import InspectReport, PruneReport, SourceRow
@@ -129,9 +129,11 @@ class _Run(Run[PruneOptions]):
 
     def from_target(self) -> Pruned:
         """Choose what stays so that the targets are met."""
+        if self.options.depth_roles:
+            return self._jointly() if self.options.width_roles else self._without_regions()
         layout = None
         with self.progress.step("Planning"), self.timed("plan"):
-            choice = choose_groups(self.loaded, self.options, self.family)
+            choice = choose_groups(self.loaded, self.options)
             self.warn(choice.warnings)
             budget = make_budget(self.loaded, self.options, choice)
             counts = self._counts(choice, budget)
@@ -142,9 +144,41 @@ class _Run(Run[PruneOptions]):
             layout = self._layout(counts)
         return self._finish(choice, counts, layout)
 
+    def _without_regions(self) -> Pruned:
+        """Whole layers and sublayers go until the targets are met."""
+        from prunec.depth import candidates, choose_regions, without
+
+        candidates(self.loaded, self.options)  # what cannot be is told before the long part
+        assert self.calibrated is not None, "options are settled"
+        with self.timed("depth"):
+            gone = choose_regions(self.loaded, self.options, self.calibrated, self.progress)
+        self.loaded = without(self.loaded, gone, self.options)
+        return self._finish(Choice((), {}), {}, self._layout({}))
+
+    def _jointly(self) -> Pruned:
+        """Whole layers and widths compete for the same budget."""
+        from prunec.depth import candidates
+        from prunec.joint import plan_jointly
+
+        candidates(self.loaded, self.options)
+        assert self.calibrated is not None, "options are settled"
+        with self.timed("allocate"):
+            plan = plan_jointly(
+                self.loaded, self.options, self.calibrated, self.criterion, self.allocator,
+                self.progress,
+            )  # fmt: skip
+        self.warn(plan.warnings)
+        self.loaded = plan.loaded
+        return self._finish(plan.choice, plan.counts, self._layout(plan.counts))
+
     def from_plan(self) -> Pruned:
         """Follow an earlier plan."""
         assert self.options.plan is not None
+        gone = regions_of(self.loaded, read_plan(self.options.plan), self.options.plan)
+        if gone:
+            from prunec.depth import without
+
+            self.loaded = without(self.loaded, gone, self.options)
         shapes = {
             name: tuple(int(d) for d in p.type.shape)
             for name, p in self.loaded.graph.parameters.items()
@@ -166,7 +200,7 @@ class _Run(Run[PruneOptions]):
         if self.options.layout != "uniform" or self.options.parts.allocate != "uniform":
             return self._allocated(choice, budget)
         counts, warnings = settle_uniform(
-            self.loaded, choice, budget, self.family, check="hf" in self.options.formats
+            self.loaded, choice, budget, check="hf" in self.options.formats
         )
         self.warn(warnings)
         return counts
@@ -176,8 +210,7 @@ class _Run(Run[PruneOptions]):
             return None
         from prunec.layout import settle_layout
 
-        assert self.family is not None, "only models with a configuration are written as hf"
-        return settle_layout(self.loaded, self.options.layout, self.family, counts)
+        return settle_layout(self.loaded, self.options.layout, counts)
 
     def _ranked(self, choice: Choice, budget: Budget) -> dict[str, int]:
         """An allocator that looks at the model needs one more pass, on the dense one."""

@@ -1,8 +1,9 @@
 """Plan files: which indices of which parameters stay, reviewable and fed back with `--plan`.
 
-`parameters` is the contract: for every parameter touched, the kept indices of each dimension
-that lost some, ascending, keyed by the dimension as text. `groups` and `pinned` say why.
-`shapes`, when there, gives the dense shape of each parameter in `parameters`.
+`removed` names layers and sublayers that go as a whole. `parameters` is the contract: for every
+parameter touched, the kept indices of each dimension that lost some, ascending, keyed by the
+dimension as text. `groups` and `pinned` say why. `shapes`, when there, gives the dense shape of
+each parameter in `parameters`.
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ def _structure(plan: Any) -> Iterator[Diagnostic]:
             help=f"this prunec reads version {VERSION}; use the one that wrote the plan",
         )
         return
-    if not plan["parameters"]:
+    removed = plan.get("removed", [])
+    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
+        yield Diagnostic("P831", "`removed` is not a list of names")
+    elif not plan["parameters"] and not removed:
         yield Diagnostic("P831", "the plan touches no parameter", help="there is nothing to do")
     yield from _listed(plan)
     yield from _shapes(plan.get("shapes", {}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from prunec.ir.axes import Axis, new_size
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
@@ -15,9 +14,6 @@ from prunec.options import PruneOptions
 from prunec.passes.allocators import Budget, Uniform, least_counts
 from prunec.passes.coupling import Group
 from prunec.target import Target
-
-if TYPE_CHECKING:
-    from prunec.backends.hf_fields import Family
 
 __all__ = ["Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
 
@@ -36,10 +32,12 @@ class Choice:
 
 
 def parameter_axes(loaded: Loaded) -> dict[str, tuple[Axis, ...]]:
-    return {name: p.type.axes for name, p in loaded.graph.parameters.items()}
+    """The axes of all parameters, by their names in a checkpoint."""
+    parameters = loaded.graph.parameters
+    return {loaded.checkpoint_name(name): p.type.axes for name, p in parameters.items()}
 
 
-def choose_groups(loaded: Loaded, options: PruneOptions, family: Family | None) -> Choice:
+def choose_groups(loaded: Loaded, options: PruneOptions) -> Choice:
     """The groups to prune: those asked for, or all that the layout and formats can hold.
 
     Raises PrunecError (exit 2) when a role that was asked for does not exist or cannot be held.
@@ -50,9 +48,9 @@ def choose_groups(loaded: Loaded, options: PruneOptions, family: Family | None) 
         _check_asked(loaded, options.groups, groups)
     if not groups:
         raise _nothing(loaded, wanted)
-    if family is None or "hf" not in options.formats or options.layout != "uniform":
+    if loaded.family is None or "hf" not in options.formats or options.layout != "uniform":
         return Choice(tuple(groups), {})
-    return _held(loaded, options, family, groups)
+    return _held(loaded, options, groups)
 
 
 def _plays(group: Group, roles: Sequence[str]) -> bool:
@@ -95,12 +93,13 @@ def _nothing(loaded: Loaded, roles: Sequence[str]) -> PrunecError:
     )  # fmt: skip
 
 
-def _held(loaded: Loaded, options: PruneOptions, family: Family, groups: Sequence[Group]) -> Choice:
+def _held(loaded: Loaded, options: PruneOptions, groups: Sequence[Group]) -> Choice:
     """Leave out what the stock class cannot hold; refuse it when it was asked for by name."""
     from prunec.backends.hf_families import families
     from prunec.backends.hf_fit import allowed_counts, holdable
 
-    axes = parameter_axes(loaded)
+    axes, family = parameter_axes(loaded), loaded.family
+    assert family is not None, "only models with a configuration are held"
     reasons = holdable(family, axes, [g.name for g in groups])
     refused = [g for g in groups if reasons[g.name] is not None]
     told: dict[str, Diagnostic] = {}
@@ -131,7 +130,7 @@ def limits(meter: Meter, targets: Sequence[Target]) -> list[tuple[Target, float]
 def make_budget(loaded: Loaded, options: PruneOptions, choice: Choice) -> Budget:
     """All targets as one: the largest share of its limit that any cost takes."""
     meter = Meter(loaded, options.workload)
-    bounds = limits(meter, options.targets)
+    bounds = limits(Meter(loaded.whole, options.workload), options.targets)
 
     def cost(counts: Mapping[str, int]) -> float:
         return max(meter(t.metric, counts) / limit for t, limit in bounds)
@@ -193,7 +192,7 @@ def _holder(loaded: Loaded, metric: str, counts: Mapping[str, int]) -> str:
 
 
 def settle_uniform(
-    loaded: Loaded, choice: Choice, budget: Budget, family: Family | None, check: bool
+    loaded: Loaded, choice: Choice, budget: Budget, check: bool
 ) -> tuple[dict[str, int], tuple[Diagnostic, ...]]:
     """Uniform counts that the stock class holds all together; groups whose counts do not go
     with the others stay whole, heads shared by the most going first."""
@@ -202,7 +201,7 @@ def settle_uniform(
     while True:
         counts = Uniform().allocate(groups, budget)
         full = {g.name: g.size for g in choice.groups} | counts
-        found = _misfit(loaded, family, full) if family is not None and check else None
+        found = _misfit(loaded, full) if loaded.family is not None and check else None
         if found is None:
             return full, tuple(warnings)
         warnings += found[:1]
@@ -213,11 +212,12 @@ def settle_uniform(
             raise PrunecError(found, Exit.NOT_MET)
 
 
-def _misfit(loaded: Loaded, family: Family, counts: Mapping[str, int]) -> list[Diagnostic] | None:
+def _misfit(loaded: Loaded, counts: Mapping[str, int]) -> list[Diagnostic] | None:
     """Why the stock class cannot hold these counts; None when it can."""
     from prunec.backends.hf_fit import fit
 
-    found = fit(family, parameter_axes(loaded), _changed(loaded, counts))
+    assert loaded.family is not None, "only models with a configuration are held"
+    found = fit(loaded.family, parameter_axes(loaded), _changed(loaded, counts))
     return found if isinstance(found, list) else None
 
 

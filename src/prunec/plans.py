@@ -11,20 +11,24 @@ import numpy as np
 from prunec.ir.axes import Axis, Indices, Selection, positions
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.passes.coupling import Coupling, Group, Place
+from prunec.passes.regions import Region
 from prunec.passes.rewrite import kept_indices
 
 if TYPE_CHECKING:
+    from prunec.loading import Loaded
     from prunec.pipeline import Pruned
 
-__all__ = ["plan_document", "selections_of"]
+__all__ = ["plan_document", "regions_of", "selections_of"]
 
 
 def plan_document(pruned: Pruned) -> dict[str, Any]:
-    """The content of `plan.json`: kept indices by parameter and dimension, groups and pins."""
+    """The content of `plan.json`: regions that went, kept indices by parameter and dimension,
+    groups and pins."""
     coupling, kept = pruned.loaded.coupling, pruned.rewritten.kept
     parameters = coupling.graph.parameters
     selections = pruned.compressed.selections
     return {
+        "removed": [region.name for region in pruned.loaded.removed],
         "parameters": {
             name: {str(dim): indices.tolist() for dim, indices in dims.items()}
             for name, dims in kept.items()
@@ -51,6 +55,21 @@ def plan_document(pruned: Pruned) -> dict[str, Any]:
             for pin in coupling.pinned
         ],
     }
+
+
+def regions_of(loaded: Loaded, plan: Mapping[str, Any], path: Path) -> list[Region]:
+    """The regions that a plan removes; raises PrunecError (exit 2) for one that is not there."""
+    names = plan.get("removed", [])
+    unknown = [name for name in names if name not in loaded.regions]
+    if not unknown:
+        return [loaded.regions[name] for name in names]
+    raise fail(
+        "P836",
+        f"the plan removes {unknown[0]}, and the model has no such region",
+        where=str(path),
+        help=f"`prunec inspect {loaded.source.name}` lists what can go as a whole",
+        exit_code=Exit.USAGE,
+    )
 
 
 def selections_of(coupling: Coupling, plan: Mapping[str, Any], path: Path) -> dict[str, Selection]:

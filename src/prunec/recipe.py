@@ -48,6 +48,7 @@ VERBS: Mapping[str, Mapping[str, type]] = {
         "groups": list,
         "layout": str,
         "round_to": int,
+        "depth": str,
         "batch": int,
         "length": int,
         "dtype": str,

@@ -15,6 +15,7 @@ __all__ = [
     "InspectReport",
     "PinRow",
     "PruneReport",
+    "RegionRow",
     "Sizes",
     "SourceRow",
     "TargetRow",
@@ -68,6 +69,15 @@ class PinRow:
 
 
 @dataclass(frozen=True)
+class RegionRow:
+    """What can go as a whole (see `prunec.passes.regions`), and the parameters that go with it."""
+
+    name: str
+    role: str
+    params: int
+
+
+@dataclass(frozen=True)
 class InspectReport:
     """What `prunec inspect` shows."""
 
@@ -79,6 +89,7 @@ class InspectReport:
     unknown_ops: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
+    regions: tuple[RegionRow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return document(self)
@@ -144,7 +155,8 @@ class WrittenFormat:
 class PruneReport:
     """What `prunec prune` did, or would do with `--dry-run`.
 
-    `remote_code` says that Python code of the model was allowed to run.
+    `remote_code` says that Python code of the model was allowed to run; `removed` names the
+    regions that went as a whole, in their order.
     """
 
     model: str
@@ -167,6 +179,7 @@ class PruneReport:
     seed: int = 0
     remote_code: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> Exit:

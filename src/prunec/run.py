@@ -100,16 +100,11 @@ class Run(Generic[Options]):
         self.seconds |= self.loaded.seconds
         self.warn(self.loaded.warnings)
 
-    @cached_property
+    @property
     def family(self) -> Family | None:
         """Which configurations the model's class can be built with; None for a file that is
         edited as it is."""
-        if self.loaded.source.kind == "onnx":
-            return None
-        from prunec.backends.hf_build import builder
-        from prunec.backends.hf_fields import Family
-
-        return Family(self.loaded.config, builder(type(self.loaded.model)))
+        return self.loaded.family
 
     @cached_property
     def calibrated(self) -> Calibrated | None:
@@ -122,7 +117,7 @@ class Run(Generic[Options]):
         if known is not None:
             return replace(known, budget=self.budget)
         with self.timed("calibrate"):
-            found = calibrate(self.loaded, self.options, self.progress)
+            found = calibrate(self.loaded.whole, self.options, self.progress)
         if self.state is not None:
             save_calibration(self.state, found)
         return replace(found, budget=self.budget)

@@ -15,6 +15,7 @@ from prunec.reports import (
     InspectReport,
     PinRow,
     PruneReport,
+    RegionRow,
     Sizes,
     SourceRow,
     WrittenFormat,
@@ -69,6 +70,7 @@ def show_inspect(report: InspectReport, console: Console) -> None:
     rows = [_role_row(rows) for rows in alike(free)]
     columns = ("role", ">size", ">groups", ">layers", ">params per index", "places")
     console.table("prunable groups", columns, rows)
+    _show_regions(report.regions, console)
     _show_pins(report, console)
     if report.unknown_ops:
         ops = sorted(report.unknown_ops.items())
@@ -86,7 +88,10 @@ def show_prune(report: PruneReport, console: Console) -> None:
         (n, amount(d), amount(pruned[n]), _share(pruned[n], d)) for n, d in _sizes(report.dense)
     ]
     console.table("cost", ("", ">dense", ">pruned", ">left"), rows)
-    cut = [g for g in report.groups if g.kept is not None and g.kept < g.size]
+    if report.removed:
+        names = ", ".join(name.partition("/")[0] for name in report.removed)
+        console.line(f"removed as a whole: {names}")
+    cut = [g for g in report.groups if g.kept is not None and 0 < g.kept < g.size]
     roles = [_kept_row(groups) for groups in _by_role(cut)]
     console.table("groups", ("role", ">groups", ">dense", ">kept"), roles)
     if report.targets:
@@ -117,6 +122,25 @@ def _show_rounds(report: PruneReport, console: Console) -> None:
     if rows:
         columns = (">round", ">left", ">held-out loss", ">recovered", ">steps", ">tokens")
         console.table("rounds", columns, rows)
+
+
+def _show_regions(regions: Sequence[RegionRow], console: Console) -> None:
+    """What can go as a whole, by role and by the parameters that go with it."""
+    alike_: dict[tuple[str, int], list[str]] = {}
+    for region in regions:
+        alike_.setdefault((region.role, region.params), []).append(region.name)
+    rows = [
+        (role, len(names), amount(params), ", ".join(_starred(names)[:MOST_PLACES]))
+        for (role, params), names in sorted(alike_.items(), reverse=True)
+    ]
+    if rows:
+        console.table("removable as a whole", ("role", ">count", ">params each", "places"), rows)
+
+
+def _starred(names: Iterable[str]) -> list[str]:
+    """Modules with their numbers left out, each once."""
+    paths = (name.partition("/")[0].split(".") for name in names)
+    return list(dict.fromkeys(".".join("*" if p.isdigit() else p for p in path) for path in paths))
 
 
 def show_checks(checks: Sequence[Check], console: Console) -> None:

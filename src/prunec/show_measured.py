@@ -5,9 +5,10 @@ from __future__ import annotations
 from prunec.bench import BenchReport
 from prunec.console import Console
 from prunec.evaluate import EvalReport
+from prunec.sensitivity import SensitivityReport, SensitivityRow
 from prunec.show import amount
 
-__all__ = ["show_bench", "show_eval"]
+__all__ = ["show_bench", "show_eval", "show_sensitivity"]
 
 
 def show_eval(report: EvalReport, console: Console) -> None:
@@ -57,6 +58,34 @@ def show_bench(report: BenchReport, console: Console) -> None:
         f"batch {report.batch}, length {report.length}, {threads}, {report.repeat} runs in turns"
     )
     console.table(title, columns, rows)
+
+
+def show_sensitivity(report: SensitivityReport, console: Console) -> None:
+    """One row for each thing removed, in the order of the program."""
+    shown = [c for c in SENSITIVITY if any(_known(row, c) for row in report.rows)]
+    columns = ("removed", ">params", *(f">{SENSITIVITY[c]}" for c in shown))
+    rows = [
+        (row.name, amount(row.params), *(f"{getattr(row, c):.4g}" for c in shown))
+        for row in report.rows
+    ]
+    dense = f", dense loss {report.loss:.4f}" if report.loss == report.loss else ""
+    console.table(f"{report.model}: what each removal alone costs{dense}", columns, rows)
+    for name, reason in report.skipped.items():
+        console.line(f"not measured: {name} ({reason})")
+
+
+SENSITIVITY = {
+    "loss": "loss +",
+    "perplexity": "perplexity +",
+    "divergence": "KL divergence",
+    "error": "output error",
+    "estimate": "estimated loss +",
+}
+
+
+def _known(row: SensitivityRow, column: str) -> bool:
+    value: float = getattr(row, column)
+    return value == value
 
 
 def _number(value: float | None, form: str) -> str:

@@ -80,7 +80,7 @@ class _Run(Run[SparsifyOptions]):
 
             assert self.family is not None, "a file is no checkpoint"
             own = "per-layer" if getattr(self.loaded.config, "prunec", None) else "uniform"
-            layout = settle_layout(self.loaded, own, self.family, {})
+            layout = settle_layout(self.loaded, own, {})
         shares = self._shares(found, pattern)
         replaced = self._pruned(found, pattern, shares)
         return Sparsified(

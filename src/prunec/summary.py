@@ -18,6 +18,7 @@ from prunec.reports import (
     InspectReport,
     PinRow,
     PruneReport,
+    RegionRow,
     Sizes,
     SourceRow,
     TargetRow,
@@ -53,6 +54,7 @@ def inspect_report(loaded: Loaded, options: InspectOptions) -> InspectReport:
         sizes=sizes(Meter(loaded), {}),
         groups=tuple(group_rows(loaded, {})),
         pinned=tuple(pin_rows(loaded)),
+        regions=tuple(region_rows(loaded)),
         unknown_ops=dict(loaded.coupling.without_rule),
         seconds={k: round(v, 3) for k, v in loaded.seconds.items()},
         warnings=loaded.warnings,
@@ -87,6 +89,17 @@ def _per_index(loaded: Loaded) -> dict[str, int]:
     return found
 
 
+def region_rows(loaded: Loaded) -> Sequence[RegionRow]:
+    """What can go as a whole, each alone: nothing of a file that is edited in place."""
+    if loaded.file is not None:
+        return ()
+    whole = Meter(loaded)("params", {})
+    return [
+        RegionRow(name, region.role, whole - Meter(loaded.without([region]))("params", {}))
+        for name, region in loaded.regions.items()
+    ]
+
+
 def pin_rows(loaded: Loaded) -> Sequence[PinRow]:
     return [
         PinRow(
@@ -105,7 +118,7 @@ def prune_report(
     sources: Sequence[SourceRow] = (),
 ) -> PruneReport:
     loaded, options = pruned.loaded, pruned.options
-    meter = Meter(loaded, options.workload)
+    meter, dense = Meter(loaded, options.workload), Meter(loaded.whole, options.workload)
     counts = {name: s.count for name, s in pruned.compressed.selections.items()}
     notes: dict[str, object] = {"unrestored": pruned.compressed.unrestored}
     if pruned.calibrated is not None:
@@ -117,11 +130,12 @@ def prune_report(
         restore=options.restore,
         calibration=options.calibration,
         layout=options.layout,
-        dense=sizes(meter, {}),
+        dense=sizes(dense, {}),
         pruned=sizes(meter, counts),
-        targets=tuple(_target_rows(meter, options, counts)),
-        groups=tuple(group_rows(loaded, counts, pruned=True)),
-        pinned=tuple(pin_rows(loaded)),
+        targets=tuple(_target_rows(dense, meter, options, counts)),
+        groups=tuple(group_rows(loaded.whole, _kept(loaded, counts), pruned=True)),
+        removed=tuple(region.name for region in loaded.removed),
+        pinned=tuple(pin_rows(loaded.whole)),
         formats=tuple(written),
         checks=tuple(checks),
         sources=tuple(sources),
@@ -134,14 +148,20 @@ def prune_report(
     )
 
 
+def _kept(loaded: Loaded, counts: Mapping[str, int]) -> dict[str, int]:
+    """How many indices stay of every group of the whole model: none of those that went."""
+    left = loaded.coupling.by_name
+    return {g.name: 0 for g in loaded.whole.coupling.groups if g.name not in left} | {**counts}
+
+
 def _target_rows(
-    meter: Meter, options: PruneOptions, counts: Mapping[str, int]
+    dense: Meter, meter: Meter, options: PruneOptions, counts: Mapping[str, int]
 ) -> Sequence[TargetRow]:
     rows = []
     for target in options.targets:
-        dense, left = meter(target.metric, {}), meter(target.metric, counts)
+        before, left = dense(target.metric, {}), meter(target.metric, counts)
         rows.append(
-            TargetRow(target.text, dense, target.limit(dense), left, target.met(dense, left))
+            TargetRow(target.text, before, target.limit(before), left, target.met(before, left))
         )
     return rows
 

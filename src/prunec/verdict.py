@@ -56,6 +56,7 @@ EXTRAS = {
     "datasets": "datasets",
     "gguf": "torch",
     "huggingface_hub": "torch",
+    "matplotlib": "plots",
     "onnxscript": "torch",
     "openvino": "all",
     "peft": "recover",

@@ -1,0 +1,157 @@
+"""What a program would give if one thing in it were different, for many such things at once.
+
+A variant agrees with the program up to some operation: there its values are changed, and only what
+follows is run again. Windows go through one after the other, so that no more is held than the live
+values of one window, twice, and the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import torch
+
+from prunec.backends.forward import Tail
+from prunec.backends.interpreter import Env, Flow, Program
+from prunec.ir.graph import Graph
+from prunec.passes.regions import Region
+
+__all__ = ["Change", "Copied", "Masked", "Score", "Silenced", "Variant", "bypass", "run_variants"]
+
+Pieces = Iterator[Mapping[str, torch.Tensor]]
+
+
+class Change(Protocol):
+    """A change of the live values; `sources` are values that it reads, from wherever they were."""
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+
+    def apply(self, env: Env, kept: Mapping[str, torch.Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Copied:
+    """One value stands for another."""
+
+    value: str
+    source: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def apply(self, env: Env, kept: Mapping[str, torch.Tensor]) -> None:
+        env[self.value] = kept[self.source]
+
+
+@dataclass(frozen=True)
+class Silenced:
+    """A value is zero."""
+
+    value: str
+    sources: tuple[str, ...] = ()
+
+    def apply(self, env: Env, kept: Mapping[str, torch.Tensor]) -> None:
+        env[self.value] = torch.zeros_like(env[self.value])
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Some indices of one dimension of a value are zero."""
+
+    value: str
+    dim: int
+    gone: npt.NDArray[Any]
+    sources: tuple[str, ...] = ()
+
+    def apply(self, env: Env, kept: Mapping[str, torch.Tensor]) -> None:
+        indices = torch.from_numpy(self.gone)
+        env[self.value] = env[self.value].index_fill(self.dim, indices, 0.0)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The program with `changes` made just before operation `start`."""
+
+    name: str
+    start: int
+    changes: tuple[Change, ...]
+
+
+class Score(Protocol):
+    """Told the outputs of the program for each window (`name` None), then those of each variant,
+    some positions at a time. What it knows of a window already is not run again."""
+
+    def __call__(self, name: str | None, window: int, pieces: Pieces) -> None: ...
+
+    def knows(self, name: str, window: int) -> bool: ...
+
+
+def bypass(graph: Graph, region: Region) -> Variant:
+    """The program without a region; of parallel branches the one that goes adds zeros."""
+    if region.branch is not None:
+        start = graph.producers[region.branch] + 1
+        return Variant(region.name, start, (Silenced(region.branch),))
+    start = graph.producers[region.exit] + 1
+    return Variant(region.name, start, (Copied(region.exit, region.entry),))
+
+
+@torch.no_grad()
+def run_variants(
+    graph: Graph,
+    weights: Mapping[str, npt.NDArray[Any]],
+    windows: Sequence[Mapping[str, Any]],
+    variants: Sequence[Variant],
+    score: Score,
+    step: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the program and every variant on every window (inputs by name, each with a batch
+    dimension); `step` is called after each variant of each window.
+
+    All weights are held at once, in the dtype of the program.
+    """
+    program = Program(graph, weights)
+    flow, tail = Flow(program), Tail(program).opened()
+    ordered = sorted(variants, key=lambda v: v.start)
+    for number, window in enumerate(windows):
+        open_ = [variant for variant in ordered if not score.knows(variant.name, number)]
+        for _ in range(len(ordered) - len(open_)):
+            step()
+        if not open_:
+            continue
+        env = program.start(window)
+        flow.run(env, 0, tail.start)
+        score(None, number, tail.pieces(env))
+        _continued(flow, tail, program.start(window), open_, number, score, step)
+
+
+def _continued(
+    flow: Flow,
+    tail: Tail,
+    env: Env,
+    variants: Sequence[Variant],
+    window: int,
+    score: Score,
+    step: Callable[[], None],
+) -> None:
+    """One window: the program goes from change to change, each variant from there to the end."""
+    producers = flow.program.graph.producers
+    sources = {name for v in variants for c in v.changes for name in c.sources}
+    stops = sorted({producers[name] + 1 for name in sources} | {v.start for v in variants})
+    waiting, kept, at = list(variants), dict[str, torch.Tensor](), 0
+    for stop in stops:
+        flow.run(env, at, min(stop, tail.start))
+        at = min(stop, tail.start)
+        kept |= {name: env[name] for name in sources & env.keys() if name not in kept}
+        while waiting and waiting[0].start == stop:
+            variant = waiting.pop(0)
+            ahead = dict(env)
+            for change in variant.changes:
+                change.apply(ahead, kept)
+            flow.run(ahead, at, tail.start)
+            score(variant.name, window, tail.pieces(ahead))
+            step()

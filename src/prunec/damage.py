@@ -1,0 +1,133 @@
+"""What changes of a program do to its outputs, many variants beside one dense program.
+
+A model that writes text is measured by the mean negative log-likelihood of the next token and by
+the mean Kullback-Leibler divergence of the dense distributions from the others, any other model by
+the squared difference of its outputs over their squares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prunec.breakdown import DECODED, LOGITS, counted, writes_text
+from prunec.calibrating import TOKENS
+from prunec.loading import Loaded
+from prunec.outputs import Outputs, SquaredError
+
+__all__ = ["Damage", "Found", "damage_of"]
+
+Windows = Sequence[Mapping[str, Any]]
+"""Inputs by name, each with a batch dimension of one."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """`loss` and `divergence` in nats a token, NaN where the model does not write text; `error`
+    is the relative squared error of the outputs, NaN where it does."""
+
+    loss: float = math.nan
+    divergence: float = math.nan
+    error: float = math.nan
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def worth(self) -> float:
+        """What tells better from worse: the lower the better, infinite where it is not a number."""
+        chosen = self.error if math.isnan(self.loss) else self.loss
+        return chosen if math.isfinite(chosen) else math.inf
+
+
+Sums = dict[tuple[str | None, int], tuple[float, float]]
+"""By variant (None is the program itself) and window: negative log-likelihood and divergence, or
+the squares of the difference and of the dense outputs."""
+
+
+class Damage:
+    """A `prunec.backends.torch_variants.Score` that keeps sums of every variant and window."""
+
+    def __init__(self, windows: Windows, text: bool) -> None:
+        self.windows, self.text = windows, text
+        self.sums: Sums = {}
+        self.dense: list[Any] = []
+        counts = [_tokens(window) for window in windows] if text else []
+        self.tokens = sum(used for used, _ in counts)
+        self.positions = sum(all_ for _, all_ in counts)
+
+    @torch.no_grad()
+    def __call__(self, name: str | None, window: int, pieces: Iterator[Outputs]) -> None:
+        if name is None:
+            self.dense = []
+        add = self._text if self.text else self._any
+        self.sums[name, window] = add(name, window, pieces)
+
+    def knows(self, name: str, window: int) -> bool:
+        return (name, window) in self.sums
+
+    def found(self, name: str | None) -> Found:
+        """What was measured of a variant, or of the program itself (None)."""
+        parts = [self.sums[name, window] for window in range(len(self.windows))]
+        first, second = (sum(column) for column in zip(*parts, strict=True))
+        if self.text:
+            return Found(first / self.tokens, second / self.positions)
+        return Found(error=first / second if second else math.nan)
+
+    def _text(
+        self, name: str | None, window: int, pieces: Iterator[Outputs]
+    ) -> tuple[float, float]:
+        inputs = self.windows[window]
+        written = torch.from_numpy(_written(inputs))
+        used = counted(inputs, written.numpy())
+        at, loss, divergence = 0, 0.0, 0.0
+        for place, outputs in enumerate(pieces):
+            logits = outputs[LOGITS][0].float()
+            norm = logits.logsumexp(-1)
+            targets = written[at + 1 : at + 1 + len(logits)]
+            chosen = logits[: len(targets)].gather(-1, targets[:, None].long())[:, 0]
+            lost = (norm[: len(targets)] - chosen).double()
+            loss += float(lost[used[at + 1 : at + 1 + len(logits)]].sum())
+            divergence += self._divergence(name, place, logits, norm)
+            at += len(logits)
+        return loss, divergence
+
+    def _divergence(
+        self, name: str | None, place: int, logits: torch.Tensor, norm: torch.Tensor
+    ) -> float:
+        """Sum over positions of sum p (log p - log q), with log q = logits - norm."""
+        if name is None:
+            logs = logits - norm[:, None]
+            likely = logs.exp()
+            self.dense.append((likely, float((likely * logs).sum(-1).double().sum())))
+            return 0.0
+        likely, own = self.dense[place]
+        return float(own) + float((norm - (likely * logits).sum(-1)).double().sum())
+
+    def _any(self, name: str | None, window: int, pieces: Iterator[Outputs]) -> tuple[float, float]:
+        error = SquaredError()
+        for place, outputs in enumerate(pieces):
+            if name is None:
+                self.dense.append(dict(outputs))
+            error.add(self.dense[place], outputs)
+        return error.difference, error.norm
+
+
+def damage_of(loaded: Loaded, windows: Windows) -> Damage:
+    """An empty score of the kind that suits the model."""
+    return Damage(windows, writes_text(loaded))
+
+
+def _written(window: Mapping[str, Any]) -> Any:
+    return window[DECODED if DECODED in window else TOKENS][0]
+
+
+def _tokens(window: Mapping[str, Any]) -> tuple[int, int]:
+    """How many tokens of a window count, and how many there are."""
+    written = _written(window)
+    return int(counted(window, written)[1:].sum()), len(written)

@@ -1,0 +1,237 @@
+"""Choose the regions that go as a whole, and settle what a checkpoint of the rest looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from prunec.backends.hf_depth import Layer, Shallower, shallower
+from prunec.backends.torch_ends import Ends, observe_ends
+from prunec.backends.torch_variants import bypass, run_variants
+from prunec.calibrating import Calibrated
+from prunec.damage import damage_of
+from prunec.evidence import WINDOWS, spread
+from prunec.ir.axes import atoms
+from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
+from prunec.loading import Loaded
+from prunec.metering import Meter
+from prunec.options import PruneOptions
+from prunec.passes.dce import dce
+from prunec.passes.depth import DEPTHS, angular, by_influence, greedy, overlapping
+from prunec.passes.regions import Region
+from prunec.passes.remove import bypassed
+from prunec.planning import limits
+from prunec.progress import Progress
+
+__all__ = [
+    "candidates",
+    "choose_regions",
+    "features",
+    "ordered_regions",
+    "single_windows",
+    "without",
+]
+
+
+def candidates(loaded: Loaded, options: PruneOptions) -> tuple[Region, ...]:
+    """The regions of the roles asked for that the layout and formats can do without.
+
+    Raises PrunecError (exit 2) when there are none, or a checkpoint cannot be without them.
+    """
+    found = tuple(r for r in loaded.regions.values() if r.role in options.depth_roles)
+    missing = [role for role in options.depth_roles if role not in {r.role for r in found}]
+    if missing:
+        raise _none(loaded, missing)
+    if "hf" in options.formats:
+        paths = {r.name.partition("/")[0].rpartition(".")[0]: r for r in found}
+        for region in paths.values():
+            without(loaded, [region], options)
+    return found
+
+
+def _none(loaded: Loaded, roles: Sequence[str]) -> PrunecError:
+    return PrunecError(
+        [
+            Diagnostic(
+                "P407",
+                f"the model has no {role} that can go: no residual addition shows a region with"
+                " one entry and one exit of the same type",
+                "--groups",
+                help=f"`prunec inspect {loaded.source.name}` lists what can be pruned",
+            )
+            for role in roles
+        ],
+        Exit.USAGE,
+    )
+
+
+def without(loaded: Loaded, regions: Sequence[Region], options: PruneOptions) -> Loaded:
+    """The model without regions, with the stock config that holds it where one is written.
+
+    Raises PrunecError (exit 2) when a Hugging Face checkpoint is asked for that cannot hold it.
+    """
+    smaller = loaded.without(regions)
+    if not regions or "hf" not in options.formats:
+        return smaller
+    layers = frozenset(_layers(loaded, regions))
+    family = loaded.whole.family
+    assert family is not None, "only models with a configuration are written as hf"
+    found = shallower(family, layers, smaller.graph.parameters)
+    if isinstance(found, Diagnostic):
+        raise PrunecError([found], Exit.USAGE)
+    assert isinstance(found, Shallower)
+    return replace(smaller, shallower=found)
+
+
+def _layers(loaded: Loaded, regions: Sequence[Region]) -> list[Layer]:
+    """The places in lists of modules of whole layers; sublayers that make up a layer are one."""
+    names = {region.name for region in regions}
+    whole = [
+        region
+        for region in loaded.regions.values()
+        if region.role == "layer"
+        and (region.name in names or (region.parts and names >= set(region.parts)))
+    ]
+    covered = {region.name for region in whole} | {n for region in whole for n in region.parts}
+    loose = sorted(names - covered)
+    if loose:
+        raise fail(
+            "P616",
+            f"{loose[0].partition('/')[0]} cannot go alone: the stock class builds every layer"
+            " with all its parts",
+            where="--groups",
+            help="use --groups layer, or write --format onnx or torchscript",
+            exit_code=Exit.USAGE,
+        )
+    places = [region.name.partition("/")[0].rpartition(".") for region in whole]
+    return [(path, int(number)) for path, _, number in places]
+
+
+def choose_regions(
+    loaded: Loaded, options: PruneOptions, calibrated: Calibrated, progress: Progress
+) -> tuple[Region, ...]:
+    """The regions without which every target is met, in the order in which they go.
+
+    Raises PrunecError (exit 3) when the model without all of them misses a target.
+    """
+    found = candidates(loaded, options)
+    bounds = limits(Meter(loaded.whole, options.workload), options.targets)
+
+    def met(gone: Sequence[Region]) -> bool:
+        return _met(loaded, options, gone)
+
+    windows = single_windows(calibrated)
+    chosen = _ORDERS[options.depth](loaded.whole, found, windows, met, progress)
+    if chosen is not None:
+        return tuple(chosen)
+    gone = [r for r in found if r.role == "layer"] or list(found)
+    meter, dense = Meter(loaded.without(gone), options.workload), Meter(loaded.whole)
+    raise PrunecError(
+        [
+            Diagnostic(
+                "P403",
+                f"target {t.text} cannot be met: without every {gone[0].role}"
+                f" {meter(t.metric, {}):,} of {dense(t.metric, {}):,} {t.measure} remain",
+                "--target",
+                help="ask for more, or add roles to --groups",
+            )
+            for t, limit in bounds
+            if meter(t.metric, {}) > limit
+        ],
+        Exit.NOT_MET,
+    )
+
+
+def ordered_regions(
+    loaded: Loaded, options: PruneOptions, calibrated: Calibrated, progress: Progress
+) -> tuple[Region, ...]:
+    """Regions in the order in which they go, as many as it takes to meet every target, or all but
+    the last one."""
+    found = candidates(loaded, options)
+
+    def met(gone: Sequence[Region]) -> bool:
+        left = [r for r in found if not overlapping(r, gone)]
+        return len(left) < 2 or _met(loaded, options, gone)
+
+    order = _ORDERS[options.depth]
+    chosen = order(loaded.whole, found, single_windows(calibrated), met, progress)
+    return tuple(chosen or ())
+
+
+def _met(loaded: Loaded, options: PruneOptions, gone: Sequence[Region]) -> bool:
+    """Whether every target holds without these regions."""
+    meter, dense = (Meter(m, options.workload) for m in (loaded.without(gone), loaded.whole))
+    return all(meter(t.metric, {}) <= t.limit(dense(t.metric, {})) for t in options.targets)
+
+
+def single_windows(calibrated: Calibrated, most: int = WINDOWS) -> list[dict[str, Any]]:
+    """At most so many windows of the calibration data, each on its own."""
+    batches = spread(calibrated.batches, most)
+    return [
+        {name: array[i : i + 1] for name, array in batch.items()}
+        for batch in batches
+        for i in range(len(next(iter(batch.values()))))
+    ]
+
+
+Windows = Sequence[Mapping[str, Any]]
+Met = Callable[[Sequence[Region]], bool]
+
+
+def _sleb(
+    loaded: Loaded, found: Sequence[Region], windows: Windows, met: Met, progress: Progress
+) -> list[Region] | None:
+    def losses(gone: Sequence[Region], left: Sequence[Region]) -> dict[str, float]:
+        score = damage_of(loaded, windows)
+        graph, stand_ins = bypassed(loaded.graph, gone)
+        graph = dce(graph)
+        variants = [bypass(graph, _moved(region, stand_ins)) for region in left]
+        total = len(left) * len(windows)
+        with progress.step(f"Choosing region {len(gone) + 1}", total) as advance:
+            run_variants(graph, loaded.weights, windows, variants, score, lambda: advance(1))
+        return {region.name: score.found(region.name).worth for region in left}
+
+    return greedy(found, losses, met)
+
+
+def _moved(region: Region, stand_ins: Mapping[str, str]) -> Region:
+    """A region whose entry has been replaced."""
+    return replace(region, entry=stand_ins.get(region.entry, region.entry))
+
+
+def _shortgpt(
+    loaded: Loaded, found: Sequence[Region], windows: Windows, met: Met, progress: Progress
+) -> list[Region] | None:
+    return by_influence(found, _ends(loaded, found, windows, progress).influence, met)
+
+
+def _angular(
+    loaded: Loaded, found: Sequence[Region], windows: Windows, met: Met, progress: Progress
+) -> list[Region] | None:
+    return angular(found, _ends(loaded, found, windows, progress).vectors, met)
+
+
+def _ends(loaded: Loaded, found: Sequence[Region], windows: Windows, progress: Progress) -> Ends:
+    with progress.step("Looking at the stream", len(found) + 1) as advance:
+        return observe_ends(
+            loaded.graph,
+            loaded.weights,
+            windows,
+            found,
+            lambda value: features(loaded, value),
+            lambda: advance(1),
+        )
+
+
+def features(loaded: Loaded, value: str) -> int:
+    """The dimension of a value that weights know: channels of images, features of tokens."""
+    coupling = loaded.coupling
+    known = {group.name for group in coupling.groups} | {pin.axis for pin in coupling.pinned}
+    axes = coupling.graph.types[value].axes
+    held = [i for i, axis in enumerate(axes) if any(a.name in known for a in atoms(axis))]
+    return held[-1] if held else len(axes) - 1
+
+
+_ORDERS = {"sleb": _sleb, "shortgpt": _shortgpt, "angular": _angular}
+assert tuple(_ORDERS) == DEPTHS, "an order for each name"

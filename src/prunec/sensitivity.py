@@ -1,0 +1,385 @@
+"""What a model loses when one thing alone is removed: every head, sublayer and layer, and widths.
+
+Exact figures come from running what follows the removal again, estimates (`fast`) from one
+backward pass a sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunec.backends.torch_first_order import Gate, first_order
+from prunec.backends.torch_variants import Change, Masked, Variant, bypass, run_variants
+from prunec.calibrating import Calibrated, calibrate
+from prunec.damage import Damage, Found, damage_of
+from prunec.depth import features, single_windows
+from prunec.evidence import gather
+from prunec.ir.axes import positions
+from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
+from prunec.loading import Loaded, load
+from prunec.metering import Meter
+from prunec.options import PruneOptions
+from prunec.output import staged
+from prunec.passes.compress import select
+from prunec.passes.coupling import Consumer, Group
+from prunec.passes.criteria import CRITERIA
+from prunec.passes.regions import DEPTH_ROLES, Region
+from prunec.progress import Progress
+from prunec.recipe import hash_source
+from prunec.reports import plain
+from prunec.state import State, kept_state
+
+__all__ = ["RATIOS", "SensitivityOptions", "SensitivityReport", "SensitivityRow", "sensitivity"]
+
+ROLES = ("query_head", "kv_head", "neuron", "channel", *DEPTH_ROLES)
+"""What is removed by default, where the model has it."""
+
+WIDTHS = ("neuron", "channel")
+RATIOS = (0.75, 0.5, 0.25)
+"""Of widths not every index is removed alone: these shares stay, those of highest score."""
+
+SCORE = "wanda"
+REPORT = "sensitivity.json"
+SAVE_EVERY = 20.0
+"""Seconds between two saves of what is measured."""
+
+
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """What `prunec sensitivity` is asked to measure, and on what; see `PruneOptions` for the
+    calibration. `out` is the folder for the report and the pictures (`plot`: svg or png)."""
+
+    model: str
+    out: Path | None = None
+    groups: tuple[str, ...] = ()
+    calibration: str = "self"
+    calibration_samples: int = 16
+    calibration_length: int = 512
+    fast: bool = False
+    plot: str = "svg"
+    seed: int = 0
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """One removal: of index `index` of a group, of all but the share `kept`, or of a region.
+
+    `params` go with it. `loss` (nats a token), `perplexity` and `error` (relative squared error of
+    the outputs) are increases over the dense model, `divergence` the mean KL divergence from it;
+    what does not apply is NaN. `estimate` is the first-order one.
+    """
+
+    name: str
+    role: str
+    layer: str
+    index: int | None
+    kept: float | None
+    params: int
+    loss: float = float("nan")
+    perplexity: float = float("nan")
+    divergence: float = float("nan")
+    error: float = float("nan")
+    estimate: float = float("nan")
+
+
+@dataclass(frozen=True)
+class SensitivityReport:
+    """What was found, in the order of the program; `skipped` says what could not be measured."""
+
+    model: str
+    fast: bool
+    calibration: Mapping[str, Any]
+    loss: float
+    perplexity: float
+    rows: tuple[SensitivityRow, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        found = plain(asdict(self))
+        assert isinstance(found, dict)
+        return found
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """A row to fill, how it is measured, and how it is estimated."""
+
+    row: SensitivityRow
+    variant: Variant
+    gates: tuple[Gate, ...]
+
+
+def sensitivity(options: SensitivityOptions, progress: Progress) -> SensitivityReport:
+    """Measure, and write OUT where one is given. A run that was interrupted goes on from what it
+    had measured, when it writes the same OUT with the same options.
+
+    Raises PrunecError for an unknown role, or when the model has none of them.
+    """
+    if options.out is None:
+        return _Run(options, progress).report()
+    from prunec.plot import picture  # what is not installed is told before any work
+
+    with staged(options.out, overwrite=options.overwrite, sources=_sources(options)) as stage:
+        with kept_state(options.out, _key(options), resume=True) as state:
+            report = _Run(options, progress, state).report()
+        text = json.dumps(report.to_json(), indent=1)
+        (stage / REPORT).write_text(text, encoding="utf-8")
+        picture(report, stage / f"sensitivity.{options.plot}")
+        return report
+
+
+def _sources(options: SensitivityOptions) -> list[Path]:
+    asked = _as_prune(options)
+    named = [Path(options.model).expanduser(), *asked.calibration_files]
+    return [path for path in named if path.exists()]
+
+
+def _key(options: SensitivityOptions) -> str:
+    """What a state is of; files count by size and time."""
+    told = replace(options, out=None, overwrite=False, plot="")
+    path = Path(options.model).expanduser()
+    files = [(str(f), f.stat().st_mtime_ns) for f in _as_prune(options).calibration_files]
+    model = hash_source(path) if path.exists() else options.model
+    return hashlib.sha256(repr((told, files, model)).encode()).hexdigest()
+
+
+def _as_prune(options: SensitivityOptions) -> PruneOptions:
+    """The options that decide what a model is calibrated on."""
+    return PruneOptions(
+        options.model,
+        calibration=options.calibration,
+        calibration_samples=options.calibration_samples,
+        calibration_length=options.calibration_length,
+        seed=options.seed,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+@dataclass
+class _Run:
+    options: SensitivityOptions
+    progress: Progress
+    state: State | None = None
+
+    def report(self) -> SensitivityReport:
+        options = self.options
+        loaded = load(
+            options.model,
+            trust_remote_code=options.trust_remote_code,
+            need_weights=True,
+            progress=self.progress,
+        )
+        if loaded.file is not None:
+            raise fail(
+                "P816",
+                "removals are measured in models that PyTorch runs, and this is an ONNX file",
+                where=options.model,
+                help="measure the model that the file was exported from",
+                exit_code=Exit.USAGE,
+            )
+        groups, regions = _chosen(loaded, options)
+        calibrated = calibrate(loaded, _as_prune(options), self.progress)
+        windows = single_windows(calibrated, options.calibration_samples)
+        skipped: dict[str, str] = {}
+        found = list(self._removals(loaded, groups, regions, calibrated, skipped))
+        start = time.perf_counter()
+        score = damage_of(loaded, windows)
+        if options.fast:
+            rows, dense = self._estimated(loaded, windows, found), Found()
+        else:
+            rows, dense = self._measured(loaded, windows, found, score)
+        seconds = {"measure": round(time.perf_counter() - start, 3)}
+        return SensitivityReport(
+            options.model, options.fast, calibrated.describe(), dense.loss, dense.perplexity,
+            tuple(rows), skipped, seconds,
+        )  # fmt: skip
+
+    def _estimated(
+        self, loaded: Loaded, windows: Sequence[Mapping[str, Any]], found: Sequence[_Removal]
+    ) -> list[SensitivityRow]:
+        gates = {removal.variant.name: removal.gates for removal in found}
+        with self.progress.step("Estimating"):
+            estimates = first_order(loaded.graph, loaded.weights, windows, gates)
+        return [replace(r.row, estimate=estimates[r.variant.name]) for r in found]
+
+    def _measured(
+        self,
+        loaded: Loaded,
+        windows: Sequence[Mapping[str, Any]],
+        found: Sequence[_Removal],
+        score: Damage,
+    ) -> tuple[list[SensitivityRow], Found]:
+        kept = _Kept(score, [r.variant.name for r in found], self.state)
+        with self.progress.step("Removing one by one", len(found) * len(windows)) as advance:
+            variants = [removal.variant for removal in found]
+
+            def step() -> None:
+                advance(1)
+                kept.save()
+
+            run_variants(loaded.graph, loaded.weights, windows, variants, score, step)
+        kept.save(at_once=True)
+        dense = score.found(None)
+        return [_filled(r.row, score.found(r.variant.name), dense) for r in found], dense
+
+    def _removals(
+        self,
+        loaded: Loaded,
+        groups: Sequence[Group],
+        regions: Sequence[Region],
+        calibrated: Calibrated,
+        skipped: dict[str, str],
+    ) -> Iterator[_Removal]:
+        wide = [g for g in groups if g.role in WIDTHS]
+        scores = (
+            gather(
+                loaded, wide, CRITERIA[SCORE](), calibrated, frozenset({"scores"}), self.progress
+            ).scores
+            if wide
+            else {}
+        )
+        for group in groups:
+            if len(group.consumers) != 1:
+                skipped[group.name] = f"{len(group.consumers)} layers read it, not one"
+            elif group.role in WIDTHS:
+                yield from _widths(loaded, group, scores[group.name])
+            else:
+                yield from _indices(loaded, group)
+        yield from (_region(loaded, region) for region in regions)
+
+
+def _chosen(loaded: Loaded, options: SensitivityOptions) -> tuple[list[Group], list[Region]]:
+    """The groups and regions of the roles asked for, in the order of the program."""
+    roles = options.groups or ROLES
+    producers = loaded.graph.producers
+    groups = [g for g in loaded.coupling.groups if g.role in roles and g.size > 1 and g.consumers]
+    groups.sort(key=lambda g: producers[g.consumers[0].op])
+    regions = [r for r in loaded.regions.values() if r.role in roles]
+    found = {g.role for g in groups} | {r.role for r in regions}
+    missing = [role for role in options.groups if role not in found]
+    if not missing and found:
+        return groups, regions
+    raise PrunecError(
+        [
+            Diagnostic(
+                "P401",
+                f"the model has no {role} that can be removed alone",
+                "--groups",
+                help=f"`prunec inspect {options.model}` lists what there is",
+            )
+            for role in missing or roles[:1]
+        ],
+        Exit.USAGE,
+    )
+
+
+def _indices(loaded: Loaded, group: Group) -> Iterator[_Removal]:
+    """Every index alone; under every index of its parent, where it has one."""
+    (consumer,) = group.consumers
+    axis = loaded.graph.types[consumer.input].axes[consumer.input_dim]
+    own = positions(axis, group.name)[0]
+    outer = np.zeros_like(own) if group.parent is None else positions(axis, group.parent)[0]
+    size = 1 if group.parent is None else loaded.coupling.by_name[group.parent].size
+    params = _freed(loaded, {group.name: group.size - 1}) // size
+    for number in range(size * group.size):
+        parent, index = divmod(number, group.size)
+        gone = np.flatnonzero((own == index) & (outer == parent))
+        yield _masked(loaded, group, consumer, gone, f"{group.name}[{number}]", params, number)
+
+
+def _widths(loaded: Loaded, group: Group, scores: Any) -> Iterator[_Removal]:
+    """Only the share of highest score stays."""
+    (consumer,) = group.consumers
+    axis = loaded.graph.types[consumer.input].axes[consumer.input_dim]
+    for ratio in RATIOS:
+        count = max(1, round(ratio * group.size))
+        keep = select(scores, count, group).keep
+        gone = np.flatnonzero(~np.isin(positions(axis, group.name)[0], keep))
+        params = _freed(loaded, {group.name: count})
+        name = f"{group.name}@{ratio:.0%}"
+        yield _masked(loaded, group, consumer, gone, name, params, kept=ratio)
+
+
+def _masked(
+    loaded: Loaded,
+    group: Group,
+    consumer: Consumer,
+    gone: Any,
+    name: str,
+    params: int,
+    index: int | None = None,
+    kept: float | None = None,
+) -> _Removal:
+    change: Change = Masked(consumer.input, consumer.input_dim, gone)
+    start = loaded.graph.producers[consumer.op]
+    row = SensitivityRow(name, group.role, group.name.rpartition("/")[0], index, kept, params)
+    gate = Gate(consumer.input, consumer.input_dim, gone)
+    return _Removal(row, Variant(name, start, (change,)), (gate,))
+
+
+def _region(loaded: Loaded, region: Region) -> _Removal:
+    dim = features(loaded, region.exit)
+    smaller = Meter(loaded.without([region]))("params", {})
+    row = SensitivityRow(
+        region.name,
+        region.role,
+        region.name.rpartition("/")[0],
+        None,
+        None,
+        Meter(loaded)("params", {}) - smaller,
+    )
+    gates = tuple(Gate(branch, dim) for branch in region.branches)
+    return _Removal(row, bypass(loaded.graph, region), gates)
+
+
+def _freed(loaded: Loaded, counts: Mapping[str, int]) -> int:
+    meter: Callable[[str, Mapping[str, int]], int] = Meter(loaded)
+    return meter("params", {}) - meter("params", counts)
+
+
+def _filled(row: SensitivityRow, found: Found, dense: Found) -> SensitivityRow:
+    return replace(
+        row,
+        loss=found.loss - dense.loss,
+        perplexity=found.perplexity - dense.perplexity,
+        divergence=found.divergence,
+        error=found.error,
+    )
+
+
+@dataclass
+class _Kept:
+    """What was measured so far, in the state of the run."""
+
+    score: Damage
+    names: Sequence[str]
+    state: State | None
+    saved: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.saved = time.monotonic()
+        stored = None if self.state is None else self.state.load("sums")
+        if stored is None:
+            return
+        keys: list[str | None] = [None, *self.names]
+        for window, name, *sums in stored["sums"].tolist():
+            self.score.sums[keys[int(name)], int(window)] = (sums[0], sums[1])
+
+    def save(self, at_once: bool = False) -> None:
+        if self.state is None or (time.monotonic() - self.saved < SAVE_EVERY and not at_once):
+            return
+        number: dict[str | None, int] = {n: i + 1 for i, n in enumerate(self.names)} | {None: 0}
+        rows = [(w, number[n], *sums) for (n, w), sums in self.score.sums.items()]
+        self.state.save("sums", {"sums": np.asarray(rows, dtype=np.float64).reshape(-1, 4)})
+        self.saved = time.monotonic()
