@@ -49,7 +49,7 @@ from prunec.target import Target
 __all__ = ["compose_plans", "prune_in_rounds"]
 
 OWN_TEXT = "self.npz"
-PLAN_KEYS = {"version", "parameters", "shapes", "groups", "pinned"}
+PLAN_KEYS = {"version", "removed", "parameters", "shapes", "groups", "pinned"}
 """All that composing understands of a plan."""
 
 Document = dict[str, Any]
@@ -152,7 +152,10 @@ def compose_plans(first: Document, second: Document) -> Document:
             known[dim] = np.asarray(known[dim])[kept].tolist() if dim in known else kept
     left = {group["name"]: group["kept"] for group in second["groups"]}
     groups = [g | {"kept": left.get(g["name"], g["kept"])} for g in first["groups"]]
-    return first | {"parameters": parameters, "shapes": shapes, "groups": groups}
+    removed = [*first.get("removed", ()), *second.get("removed", ())]
+    return first | {
+        "removed": removed, "parameters": parameters, "shapes": shapes, "groups": groups,
+    }  # fmt: skip
 
 
 def _one_shot(
