@@ -44,6 +44,7 @@ def test_the_commands_of_the_tour(desk: Path, capsys: pytest.CaptureFixture[str]
         "eval",
         "bench",
         "recover",
+        "sensitivity",
     }
     for line in commands:
         words = shlex.split(line)[1:]

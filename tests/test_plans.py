@@ -58,7 +58,7 @@ def coupled() -> Coupling:
 def document(selections: Mapping[str, Selection]) -> dict[str, Any]:
     """What a run with these selections writes, through JSON."""
     pruned = SimpleNamespace(
-        loaded=SimpleNamespace(coupling=coupled()),
+        loaded=SimpleNamespace(coupling=coupled(), removed=()),
         rewritten=rewrite(coupled(), selections),
         compressed=SimpleNamespace(selections=selections),
     )
