@@ -34,7 +34,7 @@ NAMES = (
 
 LONG = (
     "quality", "calibration_memory", "survive", "fuzz", "recovery", "disk_7b", "onnx_stack",
-    "onnx_fuzz",
+    "onnx_fuzz", "torch_pruning_zoo",
 )  # fmt: skip
 """Run only when they are named: they take long."""
 

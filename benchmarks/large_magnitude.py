@@ -28,7 +28,6 @@ import os
 import shutil
 import statistics
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +48,8 @@ from common import (
 from common import run as measured
 from random_llama import DTYPES, SIZES, random_llama
 from runtimes import checkpoint
+from torch_pruning_home import rival
 
-RIVAL = "torch-pruning==1.6.1"
 PROMISED, MOST_GB = "1.3b", 1.0
 CHUNK_BYTES = 1 << 24
 
@@ -66,11 +65,11 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     add("--without-rival", action="store_true", help="leave Torch-Pruning out")
     asked = options.parse_args(arguments)
     folder = cache(asked.cache)
-    rival = None if asked.without_rival else _rival(folder)
+    python = None if asked.without_rival else rival(folder)
     dense = random_llama(folder, asked.size, asked.dtype)
     work = Path(tempfile.mkdtemp(prefix="large-", dir=folder))
     try:
-        turns = _turns(asked, dense, work, rival)
+        turns = _turns(asked, dense, work, python)
         reloaded = {name: _reloaded(work / name, dense, work) for name in turns if name != "copy"}
     finally:
         shutil.rmtree(work)
@@ -78,10 +77,10 @@ def run(arguments: Sequence[str] | None = None) -> Document:
 
 
 def _turns(
-    asked: argparse.Namespace, dense: Path, work: Path, rival: Path | None
+    asked: argparse.Namespace, dense: Path, work: Path, python: Path | None
 ) -> dict[str, list[Document]]:
     found: dict[str, list[Document]] = {"prunec": [], "torch-pruning": [], "copy": []}
-    if rival is None:
+    if python is None:
         del found["torch-pruning"]
     prune = prunec(
         *("prune", dense, "-o", work / "out", "--target", asked.target, "--method", "magnitude"),
@@ -100,8 +99,8 @@ def _turns(
                     (work / "out" / "hf").rename(work / name)
                     shutil.rmtree(work / "out")
                 case "torch-pruning":
-                    assert rival is not None
-                    words = (str(rival), "-P", str(here), str(dense), str(work / name), str(kept))
+                    assert python is not None
+                    words = (str(python), "-P", str(here), str(dense), str(work / name), str(kept))
                     row, told = _measure(words)
                     row |= {"parts": told["parts"], "kept": kept}
                 case _:
@@ -164,27 +163,7 @@ def _summary(asked: argparse.Namespace, dense: Path, turns: dict[str, list[Docum
     }
 
 
-# -- the rival, the reload --------------------------------------------------------------------
-
-
-def _rival(folder: Path) -> Path:
-    """The Python of a virtual environment with Torch-Pruning beside this one's packages."""
-    home = folder / "torch-pruning-env"
-    python = home / "bin" / "python"
-    packages = sysconfig.get_paths()["purelib"]
-    if not (home / "done").is_file():
-        say(f"installing {RIVAL} into {home}")
-        shutil.rmtree(home, ignore_errors=True)
-        measured((sys.executable, "-m", "venv", "--without-pip", str(home))).expect(0)
-        # torch itself stays what it is: only the package, without what it depends on
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python))
-        measured((*pip, "install", "-q", "--no-deps", RIVAL)).expect(0)
-    (own,) = (home / "lib").glob("python*/site-packages")
-    (own / "beside.pth").write_text(packages + "\n", encoding="utf-8")
-    check = (str(python), "-P", "-c", "import torch_pruning, transformers")
-    measured(check).expect(0)
-    (home / "done").touch()
-    return python
+# -- the reload --------------------------------------------------------------------
 
 
 def _reloaded(folder: Path, dense: Path, work: Path) -> str:

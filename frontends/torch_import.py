@@ -26,7 +26,7 @@ from prunec.frontends.torch_symbols import Symbols, name_symbols
 from prunec.ir.diagnostics import Diagnostic, fail
 from prunec.ir.graph import Arg, Attr, Graph, Loc, Op, Parameter, Ref, TensorType, Value
 
-__all__ = ["DTYPES", "Imported", "first_names", "import_program"]
+__all__ = ["DTYPES", "Imported", "first_names", "import_program", "path_name"]
 
 DTYPES = {
     torch.float64: "f64",
@@ -288,7 +288,7 @@ class _Importer:
                 continue  # None, or a number that does not depend on the input
             ref = self.env[nodes[wanted]]
             if isinstance(ref, Ref):
-                found.append((_path_name(path), ref.name))
+                found.append((path_name(path), ref.name))
         return found
 
 
@@ -369,8 +369,9 @@ def _source(trace: str) -> str:
     return found
 
 
-def _path_name(path: tuple[Any, ...]) -> str:
-    """`logits`, `hidden_states_3`; a bare tensor is called `output`."""
+def path_name(path: tuple[Any, ...]) -> str:
+    """The name of an output by its place: `logits`, `hidden_states_3`; a bare tensor is called
+    `output`."""
     parts = []
     for key in path:
         inner = getattr(key, "key", getattr(key, "name", getattr(key, "idx", None)))

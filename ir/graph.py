@@ -109,12 +109,17 @@ class Op:
         return self.results[0]
 
     @property
-    def operands(self) -> Iterator[str]:
+    def operands(self) -> list[str]:
         """Names of all values used, in order, with repeats."""
+        found: list[str] = []
         for arg in self.args:
-            yield from references(arg)
+            if isinstance(arg, Ref):
+                found.append(arg.name)
+            elif isinstance(arg, tuple):
+                found += references(arg)
         for _, arg in self.kwargs:
-            yield from references(arg)
+            found += references(arg)
+        return found
 
     def kwarg(self, name: str, default: Arg = None) -> Arg:
         return dict(self.kwargs).get(name, default)

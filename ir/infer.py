@@ -60,6 +60,7 @@ class Typing:
     _index: int = 0
     _understood: set[str] = field(default_factory=set)
     _symbols: dict[str, AxisId] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
 
     # -- values -------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ class Typing:
         """New axes for a shape; run-time sizes are pinned, and so is all with a `reason`."""
         found = []
         for dim in shape:
-            axis = self.axes.atom(dim_size(dim, self.graph.symbols))
+            axis = self.axes.atom(self.size(dim))
             if isinstance(dim, str):
                 self.axes.mark(axis, "runtime", "")
                 self.axes.pin(axis, "its size is known at run time only")
@@ -86,6 +87,14 @@ class Typing:
             found.append(axis)
         return found
 
+    def size(self, dim: Dim) -> int:
+        """The size of a dimension, symbolic ones at the symbols' example values."""
+        if isinstance(dim, int):
+            return dim
+        if dim not in self._sizes:
+            self._sizes[dim] = dim_size(dim, self.graph.symbols)
+        return self._sizes[dim]
+
     def unify(self, a: Sequence[AxisId], b: Sequence[AxisId]) -> Dims:
         """Unify two lists of dimensions, aligned from the right with broadcasting."""
         if len(a) < len(b):
@@ -93,6 +102,8 @@ class Typing:
         result = list(a)
         for i in range(1, len(b) + 1):
             x, y = a[-i], b[-i]
+            if x == y:
+                continue
             if self.axes.size(x) == 1:
                 result[-i] = y
             else:
@@ -200,7 +211,7 @@ class Typing:
             self.axes.mark(axis, kind, reason)
 
     def _record(self, match: Match, operands: tuple[str, ...]) -> None:
-        results = {label for r in match.signature.results for label in match.signature.labels(r)}
+        results = match.signature.made
         contracted: list[Labelled] = []
         batch: list[Labelled] = []
         free: list[Labelled] = []
@@ -265,8 +276,8 @@ class Typing:
 
     def _checked(self, op: Op, type_: TensorType, dims: Dims) -> Dims:
         """A rule's answer must have the shape that the tracer saw."""
-        sizes = [dim_size(d, self.graph.symbols) for d in type_.shape]
-        if [self.axes.size(d) for d in dims] == sizes:
+        sizes = [self.size(d) for d in type_.shape]
+        if self.axes.sizes(dims) == sizes:
             return dims
         shown = " ".join(self.axes.show(d) for d in dims)
         reason = f"`{op.name}` gives {sizes}, its rule [{shown}]"
@@ -299,8 +310,18 @@ class Dialect:
     signatures: Mapping[str, str]
     rules: Mapping[str, Rule]
     pointwise: Rule
+    _found: dict[tuple[str, bool], Rule | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def find(self, op: Op) -> Rule | None:
+        """The rule of an operation; None when there is none. What was found is remembered."""
+        key = op.name, op.pointwise
+        if key not in self._found:
+            self._found[key] = self._rule(op)
+        return self._found[key]
+
+    def _rule(self, op: Op) -> Rule | None:
         base = op.name.rsplit(".", 1)[0]
         for name in (op.name, base):
             if name in self.rules:

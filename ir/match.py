@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING
 
 from prunec.ir.graph import TensorType
-from prunec.ir.signature import ELLIPSIS, Pattern, Signature
+from prunec.ir.signature import ELLIPSIS, Dimension, Pattern, Signature
 from prunec.ir.unify import AxisId
 
 if TYPE_CHECKING:
     from prunec.ir.infer import Dims, Typing
 
 __all__ = ["Match"]
+
+
+@cache
+def _spread(pattern: Pattern, rank: int) -> tuple[slice | None, tuple[tuple[int, Dimension], ...]]:
+    """Pair the dimensions of an operand with a pattern's entries: those that `...` takes, if
+    there is one, and the place and the entry of each other."""
+    if ELLIPSIS not in pattern:
+        return None, tuple(enumerate(pattern))
+    at = pattern.index(ELLIPSIS)
+    tail = pattern[at + 1 :]
+    if at + len(tail) > rank:
+        return None, tuple(enumerate(pattern[len(pattern) - rank :]))
+    first = rank - len(tail)
+    return slice(at, first), (*enumerate(pattern[:at]), *enumerate(tail, first))
 
 
 class Match:
@@ -31,36 +46,22 @@ class Match:
         return len(dims) == len(pattern) or ELLIPSIS in pattern
 
     def operand(self, position: int, dims: Dims, pattern: Pattern) -> None:
-        for place, (dim, axis) in self._spread(dims, pattern):
+        rest, entries = _spread(pattern, len(dims))
+        if rest is not None:
+            self._broadcast(dims[rest])
+        for place, dim in entries:
+            axis = dims[place]
             if dim == "_":
                 self.typing.axes.pin(axis, "a spatial dimension or a kernel window")
-                continue
-            if isinstance(dim, tuple):
+            elif isinstance(dim, tuple):
                 self._product(axis, dim)
                 for label in dim:
                     self.places.setdefault(label, []).append((position, place))
-                continue
-            self.bind(dim, axis)
-            self.places.setdefault(dim, []).append((position, place))
+            else:
+                self.bind(dim, axis)
+                self.places.setdefault(dim, []).append((position, place))
 
-    def _spread(
-        self, dims: Dims, pattern: Pattern
-    ) -> list[tuple[int, tuple[str | tuple[str, ...], AxisId]]]:
-        """Pair dimensions with pattern entries; `...` takes what the others leave."""
-        if ELLIPSIS not in pattern:
-            return list(enumerate(zip(pattern, dims, strict=True)))
-        at = pattern.index(ELLIPSIS)
-        tail = len(pattern) - at - 1
-        if at + tail > len(dims):
-            return list(enumerate(zip(pattern[len(pattern) - len(dims) :], dims, strict=True)))
-        rest = dims[at : len(dims) - tail]
-        self._broadcast(rest, at)
-        head = [(i, (pattern[i], dims[i])) for i in range(at)]
-        first = len(dims) - tail
-        back = [(first + i, (pattern[at + 1 + i], dims[first + i])) for i in range(tail)]
-        return head + back
-
-    def _broadcast(self, rest: Dims, at: int) -> None:
+    def _broadcast(self, rest: Dims) -> None:
         axes = self.typing.axes
         shared = min(len(rest), len(self.rest))
         for i in range(1, shared + 1):

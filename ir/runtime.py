@@ -99,6 +99,8 @@ class RuntimeSizes:
 
     def says(self, t: Typing, size: Size, axis: AxisId) -> None:
         """An operation is told that `axis` has that size."""
+        if _is(t, size, axis):
+            return
         if not size.exact or size.divisor != 1:
             self.pin(t, size)
             t.pin([f for f in t.axes.factors(axis) if not at_run_time(t, f)], OPAQUE)
@@ -149,6 +151,14 @@ class RuntimeSizes:
 
     def _literals(self, name: str) -> list[Literal]:
         return literals_of(Size(tuple(self.factors.get(name, ())), 0))
+
+
+def _is(t: Typing, size: Size, axis: AxisId) -> bool:
+    """Whether a size is that of the axis itself: the most frequent case, and nothing to say."""
+    if not size.exact or size.divisor != 1 or len(size.factors) != 1:
+        return False
+    (factor,) = size.factors
+    return isinstance(factor, int) and t.axes.find(factor) == t.axes.find(axis)
 
 
 def axes_of(t: Typing, size: Size) -> list[AxisId]:

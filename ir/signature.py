@@ -13,10 +13,10 @@ it), `index v` (data select from it), `pin p: reason`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
-__all__ = ["ELLIPSIS", "Pattern", "Signature", "parse_signature"]
+__all__ = ["ELLIPSIS", "Dimension", "Pattern", "Signature", "parse_signature"]
 
 ELLIPSIS = "..."
 Dimension = str | tuple[str, ...]
@@ -30,6 +30,12 @@ class Signature:
     operands: tuple[Pattern, ...]
     results: tuple[Pattern, ...]
     facts: tuple[tuple[str, str, str], ...] = ()
+    made: frozenset[str] = field(init=False, default=frozenset())
+    """All labels of the results."""
+
+    def __post_init__(self) -> None:
+        made = frozenset(label for result in self.results for label in self.labels(result))
+        object.__setattr__(self, "made", made)
 
     def labels(self, pattern: Pattern) -> list[str]:
         """The labels of a pattern, products opened, in order."""

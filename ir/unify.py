@@ -61,7 +61,7 @@ class Axes:
         flat = [f for part in parts for f in self.factors(part)]
         if len(flat) < 2:
             return flat[0] if flat else self.UNIT
-        return self._add(_Node(math.prod(map(self.size, flat)), "product", tuple(flat)))
+        return self._add(_Node(math.prod(self.sizes(flat)), "product", tuple(flat)))
 
     def sum(self, parts: Sequence[AxisId]) -> AxisId:
         """Concatenation; empty parts vanish. Segments of one index each are a fixed layout."""
@@ -83,17 +83,22 @@ class Axes:
 
     def find(self, axis: AxisId) -> AxisId:
         """The representative of an axis."""
+        nodes = self._nodes
         root = axis
-        while self._nodes[root].kind == "link":
-            root = self._nodes[root].parts[0]
-        while self._nodes[axis].kind == "link":
-            parent = self._nodes[axis].parts[0]
-            self._nodes[axis].parts = (root,)
-            axis = parent
+        while nodes[root].kind == "link":
+            root = nodes[root].parts[0]
+        while axis != root:
+            node = nodes[axis]
+            axis = node.parts[0]
+            node.parts = (root,)
         return root
 
     def size(self, axis: AxisId) -> int:
         return self._nodes[axis].size
+
+    def sizes(self, dims: Sequence[AxisId]) -> list[int]:
+        nodes = self._nodes
+        return [nodes[axis].size for axis in dims]
 
     def kind(self, axis: AxisId) -> str:
         return self._nodes[self.find(axis)].kind
@@ -116,14 +121,14 @@ class Axes:
 
     def leaves(self, axis: AxisId) -> Iterator[AxisId]:
         """The atoms of a term, left to right, with repeats; units left out."""
-        root = self.find(axis)
-        node = self._nodes[root]
-        if node.kind == "atom":
-            if node.size != 1:
+        pending = [axis]
+        while pending:
+            root = self.find(pending.pop())
+            node = self._nodes[root]
+            if node.kind != "atom":
+                pending += reversed(node.parts)
+            elif node.size != 1:
                 yield root
-            return
-        for part in node.parts:
-            yield from self.leaves(part)
 
     def resolve(self, axis: AxisId, names: dict[AxisId, str]) -> Axis:
         """The immutable term, its atoms named by `names` (keyed by representative)."""
@@ -157,11 +162,12 @@ class Axes:
     def unify(self, a: AxisId, b: AxisId) -> bool:
         """Make two axes the same; False when they were pinned instead."""
         a, b = self.find(a), self.find(b)
-        if a == b or 1 in (self.size(a), self.size(b)):
+        one, other = self._nodes[a], self._nodes[b]
+        if a == b or one.size == 1 or other.size == 1:
             return True
-        if self.size(a) != self.size(b):
-            return self._conflict(a, b, f"sizes {self.size(a)} and {self.size(b)} differ")
-        match self._nodes[a].kind, self._nodes[b].kind:
+        if one.size != other.size:
+            return self._conflict(a, b, f"sizes {one.size} and {other.size} differ")
+        match one.kind, other.kind:
             case "atom", "atom":
                 return self._bind(max(a, b), min(a, b))
             case "atom", _:

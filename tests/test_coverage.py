@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from coverage_page import ALLOWED, mark, summary, write_pages
+from coverage import apart, beside, in_order, read
+from coverage_page import ALLOWED, FORMATS, agrees, mark, summary, write_pages
 from coverage_row import Row, coverage_of, quietly
 from specimen import model_types
 
@@ -77,6 +78,53 @@ def test_no_weight_is_left_out(kind: str) -> None:
     assert all(pin["reason"] for held in found["roles"].values() for pin in held.get("pins", []))
 
 
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_all_at_once_in_all_formats(kind: str) -> None:
+    """Every group of every role pruned together equals masking, and ONNX Runtime and TorchScript
+    compute the same, at two shapes where the model has no fixed one."""
+    found = row(kind)
+    assert found["together"]["difference"] <= ALLOWED
+    assert found["shapes"] == (1 if found["static"] else 2)
+    assert {name: agrees(found, name) for name in FORMATS} == dict.fromkeys(FORMATS, True), found[
+        "formats"
+    ]
+
+
+def test_order() -> None:
+    """What others are made from comes first, then all tasks in turns; nothing is lost."""
+    types = {kind: task for kind, (task, _) in model_types().items()}
+    order = in_order(types)
+    assert order[0] == "llama"
+    assert sorted(order) == sorted(types)
+    assert len({types[kind] for kind in order[:60]}) >= 10
+
+
+def test_a_run_goes_on(tmp_path: Path) -> None:
+    """The last row of each type counts; a line cut off by a kill is passed over."""
+    state = tmp_path / "rows.jsonl"
+    state.write_text('{"model": "a", "n": 1}\n{"model": "a", "n": 2}\n{"model": "b', "utf-8")
+    assert read(state) == {"a": {"model": "a", "n": 2}}
+    rival = {"a": {"model": "a", "roles": {"neuron": {"outcome": "equal"}}}}
+    assert beside(read(state), rival) == [
+        {"model": "a", "n": 2, "rival": {"neuron": {"outcome": "equal"}}}
+    ]
+
+
+def _eats(kind: str) -> Row:
+    if kind == "memory":
+        bytearray(3 * 2**30)
+    while kind == "time":
+        pass
+    return {"status": "traced"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("time", "stopped"), ("memory", "stopped"), ("", "traced")]
+)
+def test_a_type_is_ended_that_takes_too_much(kind: str, status: str) -> None:
+    assert apart(_eats, kind, 1, 2)["status"] == status
+
+
 def test_forty() -> None:
     assert len(EXPECTED) == 40
     assert set(EXPECTED) <= set(model_types())
@@ -89,19 +137,28 @@ def test_pages(tmp_path: Path) -> None:
         "trace_seconds": 1.0, "type_seconds": 0.001, "reachable": 0.9,
         "roles": {"neuron": {"groups": 2, "pinned": 0, "difference": 0.0},
                   "hidden": {"groups": 1, "pinned": 0, "difference": 0.1}},
+        "together": {"difference": 0.0, "moved": 1.0},
+        "formats": {"onnx": {"difference": 1e-6}, "torchscript": {"error": "no such thing"}},
+        "rival": {"neuron": {"outcome": "equal"}, "hidden": {"outcome": "fails", "reason": "why"}},
     }  # fmt: skip
     pin = {"size": 4, "places": ["w[0]"], "reason": "a|b", "where": "%x"}
     pinned = {"groups": 0, "pinned": 1, "pins": [pin]}
-    other = {**good, "model": "two", "nodes": 200, "type_seconds": 0.002,
+    other = {"model": "two", "task": "causal_lm", "status": "traced", "nodes": 200, "silent": [],
+             "trace_seconds": 1.0, "type_seconds": 0.002, "reachable": 0.9,
              "roles": {"neuron": pinned}}  # fmt: skip
     lost = {"model": "three", "status": "not built", "reason": "no `timm`"}
     found = summary([good, other, lost])
     assert (found["attempted"], found["built"], found["traced"]) == (3, 2, 2)
     assert (found["neurons_and_heads"], found["hidden"], found["failing"]) == (1, 0, 1)
-    assert found["fit_exponent"] == 1.0
+    assert (found["together"], found["formats"]) == (1, {"onnx": [1, 1], "torchscript": [0, 1]})
+    assert found["rival"] == {"models": 1, "whole": 0, "roles": {"equal": 1, "fails": 1}}
+    assert (found["fit_exponent"], found["fit_slope"], found["fit_r2"]) == (1.0, 10.0, 1.0)
     write_pages([good, other, lost], tmp_path)
     page = (tmp_path / "coverage.md").read_text(encoding="utf-8")
-    assert "| one | ✓ | – | – | – | – | – | **fails** | 90% | 100 | 1.0 | 1.0 |" in page
+    cells = "✓ | – | – | – | – | – | **fails** | ✓ | ✓ | **no** | 1 of 2 | 90% | 100 | 1.0 | 1.0"
+    assert f"| one | {cells} |" in page
+    assert "| one | torchscript: no such thing |  |" in page
+    assert "| one | hidden, fails: why |  |" in page
     assert "| two | neuron, w[0]: a\\|b | %x |" in page
     assert "| three | no `timm` |  |" in page
     assert len(json.loads((tmp_path / "coverage.json").read_text())["rows"]) == 3

@@ -9,6 +9,7 @@ taken over the largest absolute value of that output, at two shapes.
 from __future__ import annotations
 
 import time
+import timeit
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from coverage_formats import formats_of
 from specimen import NotBuilt, Specimen, specimen
+from torch.utils import _pytree as pytree
 from transformers.utils import logging
 
 from prunec.backends.interpreter import execute
@@ -26,6 +29,7 @@ from prunec.checking import relative_difference
 from prunec.frontends.tensors import to_numpy
 from prunec.frontends.torch import Traced
 from prunec.frontends.torch_hf import trace_hf
+from prunec.frontends.torch_import import path_name
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import PrunecError
 from prunec.ir.dialects.aten import ATEN
@@ -36,12 +40,29 @@ from prunec.passes.coupling import Coupling, Group, Pinned
 from prunec.passes.dce import dce
 from prunec.passes.rewrite import Rewritten, rewrite
 
-__all__ = ["ROLES", "Compared", "Row", "coverage_of", "examine", "law", "quietly", "silent"]
+__all__ = [
+    "ROLES",
+    "Compared",
+    "Row",
+    "Smaller",
+    "coverage_of",
+    "examine",
+    "feeds_of",
+    "law",
+    "named",
+    "quietly",
+    "silent",
+    "smaller",
+    "stored",
+    "traced_and_fed",
+    "warm_up",
+]
 
 Row = dict[str, Any]
 T = TypeVar("T")
 ROLES = ("neuron", "query_head", "kv_head", "head_dim", "channel", "expert", "hidden")
 REMOVED = 1 / 3
+TIMES = 7
 SHOWN = 6
 
 
@@ -49,6 +70,11 @@ def quietly() -> None:
     """No warnings of the libraries."""
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def warm_up() -> None:
+    """What every type needs is imported and computed once, before processes part."""
+    traced_and_fed(specimen("llama"))
 
 
 def coverage_of(kind: str) -> Row:
@@ -70,7 +96,7 @@ def examine(found: Specimen) -> Row:
     """Trace, type and prune a specimen."""
     start = time.process_time()
     try:
-        traced, found = _traced(found)
+        traced, found = traced_and_fed(found)
     except PrunecError as error:
         (fact, *_) = error.diagnostics
         return {
@@ -87,26 +113,22 @@ def examine(found: Specimen) -> Row:
     row |= _shares(coupling)
     row["silent"] = silent(coupling)
     weights = stored(found.model, traced)
-    feeds = _feeds(found)
+    feeds = feeds_of(found)
+    row["shapes"] = len(feeds)
     row["program"] = _program(found, coupling, weights, feeds)
-    roles = {g.role for g in coupling.groups} | {p.role for p in coupling.pinned}
-    row["roles"] = {
-        role: _role(coupling, role, weights, feeds) for role in (*ROLES, "feature") if role in roles
-    }
+    row |= _roles(coupling, weights, feeds)
     return row
 
 
 def _fastest(work: Callable[[], T]) -> tuple[float, T]:
-    """Processor seconds of the fastest of three times, and the result."""
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        result = work()
-        times.append(time.process_time() - start)
-    return round(min(times), 5), result
+    """Seconds of the fastest of several times by the clock, which the processor's own clock is too
+    coarse for, without the collection of garbage, and the result."""
+    result: list[T] = []
+    timer = timeit.Timer(lambda: result.append(work()))
+    return round(min(timer.repeat(TIMES, 1)), 6), result[-1]
 
 
-def _traced(found: Specimen) -> tuple[Traced, Specimen]:
+def traced_and_fed(found: Specimen) -> tuple[Traced, Specimen]:
     """A model that fixes dimensions is traced at the sizes of its example."""
     traced = trace_hf(found.model, example=found.inputs, dynamic=found.dynamic)
     if not traced.warnings:
@@ -121,7 +143,7 @@ def stored(model: Any, traced: Traced) -> dict[str, Any]:
     return {k: to_numpy(v.detach()) for k, v in tensors.items()} | dict(traced.constants)
 
 
-def _feeds(found: Specimen) -> list[dict[str, Any]]:
+def feeds_of(found: Specimen) -> list[dict[str, Any]]:
     """Inputs at the first shape, and at another where the model allows it."""
     feeds = [found.inputs]
     if found.resize is not None:
@@ -135,38 +157,82 @@ def _program(
 ) -> Row:
     """How far the traced program is from the model itself."""
     worst = 0.0
-    names = [name for name, _ in coupling.graph.outputs]
     for feed in feeds:
         try:
             with torch.no_grad():
-                wanted = found.model(**{**found.inputs, **feed})
+                wanted = named(found.model(**{**found.inputs, **feed}))
             (outputs,) = execute(coupling.graph, weights, [feed])
         except Exception as error:  # any operation of the program or the model may refuse
             return {"reason": f"{type(error).__name__}: {error}"[:300]}
-        pairs = {n: wanted[n] for n in names if isinstance(wanted, Mapping) and n in wanted}
+        pairs = {name: wanted[name] for name in outputs if name in wanted}
+        if not pairs:
+            return {"reason": f"the model has no output {', '.join(outputs)}"}
         worst = max(worst, relative_difference({n: outputs[n] for n in pairs}, pairs))
     return {"difference": worst}
+
+
+def named(outputs: Any) -> dict[str, Any]:
+    """The tensors that a model returns, named as in a traced program."""
+    leaves, _ = pytree.tree_flatten_with_path(outputs)
+    return {path_name(path): value for path, value in leaves if isinstance(value, torch.Tensor)}
 
 
 # -- law 1 -----------------------------------------------------------------------------------
 
 
+def _roles(
+    coupling: Coupling, weights: Mapping[str, Any], feeds: Sequence[Mapping[str, Any]]
+) -> Row:
+    """Law 1 role by role and for all groups together, and that program in all formats."""
+    exact = {contraction.op for contraction in coupling.contractions}
+    try:
+        dense = list(execute(coupling.graph, weights, feeds, exact))
+    except Exception as error:  # any operation of the program may refuse
+        return {"roles": {}, "together": {"error": _said(error)}}
+    roles = {g.role for g in coupling.groups} | {p.role for p in coupling.pinned}
+    found: Row = {}
+    for role in (*ROLES, "feature"):
+        if role in roles:
+            found[role] = _role(coupling, role, weights, feeds, dense)
+    groups = [g for g in coupling.groups if g.size > 1]
+    row: Row = {"roles": found, "together": _judged(coupling, groups, weights, feeds, dense)}
+    if "error" not in row["together"]:
+        part = smaller(coupling, groups, weights)
+        row["formats"] = formats_of(part.rewritten.graph, part.weights, feeds)
+    return row
+
+
 def _role(
-    coupling: Coupling, role: str, weights: Mapping[str, Any], feeds: Sequence[Mapping[str, Any]]
+    coupling: Coupling,
+    role: str,
+    weights: Mapping[str, Any],
+    feeds: Sequence[Mapping[str, Any]],
+    dense: Sequence[Mapping[str, Any]],
 ) -> Row:
     groups = [g for g in coupling.groups if g.role == role and g.size > 1]
     pins = [p for p in coupling.pinned if p.role == role and _counts(coupling, p)]
     row: Row = {"groups": len(groups), "pinned": len(pins)}
     if pins:
         row["pins"] = [_pin(pin) for pin in pins[:SHOWN]]
-    if not groups:
-        return row
+    return row | (_judged(coupling, groups, weights, feeds, dense) if groups else {})
+
+
+def _judged(
+    coupling: Coupling,
+    groups: Sequence[Group],
+    weights: Mapping[str, Any],
+    feeds: Sequence[Mapping[str, Any]],
+    dense: Sequence[Mapping[str, Any]],
+) -> Row:
     try:
-        found = law(coupling, groups, weights, feeds)
-        row |= {"difference": found.difference, "moved": found.moved}
+        found = law(coupling, groups, weights, feeds, dense)
     except Exception as error:  # what goes wrong in a smaller program is what is looked for
-        row["error"] = f"{type(error).__name__}: {error}"[:300]
-    return row
+        return {"error": _said(error)}
+    return {"difference": found.difference, "moved": found.moved}
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 # What no pruner could take: the model's own interface, and the windows of kernels.
@@ -194,24 +260,41 @@ class Compared:
     moved: float
 
 
+@dataclass(frozen=True)
+class Smaller:
+    """What is left when a part of some groups' indices is gone."""
+
+    selections: Mapping[str, Selection]
+    rewritten: Rewritten
+    weights: Mapping[str, Any]
+
+
+def smaller(
+    coupling: Coupling, groups: Sequence[Group], weights: Mapping[str, Any], seed: int = 0
+) -> Smaller:
+    """Prune a third of each group at random."""
+    rng = np.random.default_rng(seed)
+    selections = {group.name: _some(coupling, group, rng) for group in groups}
+    rewritten = rewrite(coupling, selections)
+    rewritten = Rewritten(dce(rewritten.graph), rewritten.kept)
+    return Smaller(selections, rewritten, SlicedWeights(weights, rewritten.kept))
+
+
 def law(
     coupling: Coupling,
     groups: Sequence[Group],
     weights: Mapping[str, Any],
     feeds: Sequence[Mapping[str, Any]],
-    seed: int = 0,
+    dense: Sequence[Mapping[str, Any]] | None = None,
 ) -> Compared:
-    """Prune a third of each group at random; compare with masking, and with the dense program."""
-    rng = np.random.default_rng(seed)
-    selections = {group.name: _some(coupling, group, rng) for group in groups}
-    rewritten = rewrite(coupling, selections)
-    rewritten = Rewritten(dce(rewritten.graph), rewritten.kept)
-    sliced = SlicedWeights(weights, rewritten.kept)
+    """Prune a third of each group at random; compare with masking, and with the dense program,
+    whose outputs may be given."""
+    part = smaller(coupling, groups, weights)
     exact = {contraction.op for contraction in coupling.contractions}
-    found = list(execute(rewritten.graph, sliced, feeds, exact))
-    masked = execute_masked(coupling, selections, rewritten, weights, feeds, exact)
-    dense = execute(coupling.graph, weights, feeds, exact)
-    return Compared(_furthest(found, masked), _furthest(found, dense))
+    found = list(execute(part.rewritten.graph, part.weights, feeds, exact))
+    masked = execute_masked(coupling, part.selections, part.rewritten, weights, feeds, exact)
+    whole = dense or list(execute(coupling.graph, weights, feeds, exact))
+    return Compared(_furthest(found, masked), _furthest(found, whole))
 
 
 def _furthest(found: Sequence[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]) -> float:

@@ -7,7 +7,6 @@ from typing import cast
 from prunec.ir.dialects.aten_args import argument, dim_of, dims_of, path_of
 from prunec.ir.graph import Arg, Op
 from prunec.ir.infer import Dims, Path, Typing
-from prunec.ir.sizes import dim_size
 from prunec.ir.unify import AxisId
 
 __all__ = [
@@ -30,8 +29,7 @@ __all__ = [
 def reshape(t: Typing, op: Op) -> list[Dims]:
     """Row-major: the product of the dimensions before is the product of those after."""
     x = t.of(op.args[0])
-    dims = t.fresh([dim_size(d, t.graph.symbols) for d in op.types[0].shape])
-    t.axes.unify(t.axes.product(x), t.axes.product(dims))
+    dims = _laid_out(t, x, [t.size(d) for d in op.types[0].shape])
     if op.name.startswith("aten.flatten"):
         return [dims]
     if op.name.startswith("aten.unflatten"):
@@ -48,9 +46,19 @@ def reshape(t: Typing, op: Op) -> list[Dims]:
 
 def reshape_as(t: Typing, op: Op) -> list[Dims]:
     x, like = t.of(op.args[0]), t.of(op.args[1])
-    dims = t.fresh([dim_size(d, t.graph.symbols) for d in op.types[0].shape])
-    t.axes.unify(t.axes.product(x), t.axes.product(dims))
-    return [t.unify(dims, like)]
+    return [t.unify(_laid_out(t, x, [t.size(d) for d in op.types[0].shape]), like)]
+
+
+def _laid_out(t: Typing, x: Dims, sizes: list[int]) -> Dims:
+    """Dimensions of these sizes whose product is that of `x`. What both have in the same places
+    at the beginning or the end is the same; only what lies between is taken apart."""
+    own, most = t.axes.sizes(x), min(len(x), len(sizes))
+    first = next((i for i in range(most) if own[i] != sizes[i]), most)
+    rest = range(1, most - first + 1)
+    last = next((i for i in rest if own[-i] != sizes[-i]), most - first + 1) - 1
+    middle = t.fresh(sizes[first : len(sizes) - last])
+    t.axes.unify(t.axes.product(x[first : len(x) - last]), t.axes.product(middle))
+    return [*x[:first], *middle, *x[len(x) - last :]]
 
 
 def expand(t: Typing, op: Op) -> list[Dims]:
@@ -86,7 +94,7 @@ def repeat(t: Typing, op: Op) -> list[Dims]:
 
 def _times(t: Typing, op: Op, axis: AxisId, dim: int, count: Arg) -> AxisId:
     """The axis of a repetition; its size is what the result's size leaves."""
-    total = dim_size(op.types[0].shape[dim], t.graph.symbols)
+    total = t.size(op.types[0].shape[dim])
     outer = t.axes.atom(total // t.axes.size(axis))
     if not isinstance(count, int):
         t.axes.mark(outer, "runtime", "")

@@ -128,7 +128,7 @@ def _only_moved(graph: Graph, value: str, ref: str) -> bool:
         op = graph.ops[at]
         if op.name.split(".")[1].lower() not in MOVES:
             return False
-        value = next(op.operands)
+        value = op.operands[0]
     return True
 
 
