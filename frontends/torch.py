@@ -11,7 +11,7 @@ import inspect
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -113,8 +113,12 @@ def _export(
     name: str,
 ) -> Imported:
     shapes = _dynamic_shapes(module, example, dynamic)
-    mode = fake_mode()
-    with faked(module, mode), torch.no_grad(), _plain_kernels(), _forward_only(), _silence():
+    settings = (torch.no_grad(), _plain_kernels(), _forward_only(), _forgetful(), _silence())
+    with ExitStack() as within:
+        for setting in settings:
+            within.enter_context(setting)
+        mode = fake_mode()
+        within.enter_context(faked(module, mode))
         inputs = fake_inputs(example, mode)
         try:
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
@@ -203,6 +207,15 @@ class _NoContext:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
+
+
+def _forgetful() -> AbstractContextManager[None]:
+    """Results on fake tensors are not remembered: with symbolic shapes hardly any is met twice, and
+    looking for them took a quarter of the time of an export."""
+    found: AbstractContextManager[None] = torch._dynamo.config.patch(
+        fake_tensor_cache_enabled=False
+    )
+    return found
 
 
 @contextmanager

@@ -255,7 +255,7 @@ class Typing:
         return dims
 
     def _step(self, op: Op) -> None:
-        if all(type_.dtype == "index" for type_ in op.types):
+        if op.types[0].dtype == "index":
             self.sizes.step(self, self._index, op)
             return
         self._understood.clear()
@@ -268,9 +268,10 @@ class Typing:
         if results is None or len(results) != len(op.results):
             self._give_up(op, f"`{op.name}` is used in a form that its rule does not cover")
             return
-        for name in op.operands:
-            if name in self.sizes.factors and name not in self._understood:
-                self.sizes.opaque(self, name)
+        if self.sizes.factors:
+            for name in op.operands:
+                if name in self.sizes.factors and name not in self._understood:
+                    self.sizes.opaque(self, name)
         for name, type_, dims in zip(op.results, op.types, results, strict=True):
             self.dims[name] = self._checked(op, type_, dims)
 

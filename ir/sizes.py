@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import cast
 
 from prunec.ir.graph import Dim
@@ -27,7 +28,12 @@ def dim_size(dim: Dim, symbols: Mapping[str, int]) -> int:
         return dim
     if dim in symbols:
         return symbols[dim]
-    return _evaluate(ast.parse(dim.strip(), mode="eval").body, symbols)
+    return _evaluate(_parsed(dim), symbols)
+
+
+@cache
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text.strip(), mode="eval").body
 
 
 def _evaluate(node: ast.expr, symbols: Mapping[str, int]) -> int:
