@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from prunec.backends.torch_ops import compile_op, literal, resolve, returns_many, to_torch_arg
+from prunec.backends.torch_ops import (
+    DENSE,
+    compile_op,
+    literal,
+    resolve,
+    returns_many,
+    to_torch_arg,
+)
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Arg, Attr, Dim, Graph, Op, Parameter, Ref
 
@@ -70,6 +77,8 @@ class _Body:
     def _op(self, op: Op) -> None:
         kwargs = {k: self._arg(a) for k, a in op.kwargs}
         args = tuple(self._arg(a) for a in op.args)
+        if op.name in DENSE:
+            args = (self.fx.call_function(resolve("aten.contiguous.default"), args),)
         function = resolve(op.name)
         if not returns_many(op):
             node = self.fx.create_node("call_function", function, args, kwargs, op.result[1:])

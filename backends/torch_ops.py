@@ -13,10 +13,15 @@ import torch
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Arg, Attr, Op, Ref, references
 
-__all__ = ["compile_op", "literal", "resolve", "returns_many", "size", "to_torch_arg"]
+__all__ = ["DENSE", "compile_op", "literal", "resolve", "returns_many", "size", "to_torch_arg"]
 
 Env = Mapping[str, Any]
 """Values by reference: `%x` and `@model.weight`."""
+
+
+DENSE = ("aten.view_as_complex.default",)
+"""Operations that see memory in another way: their operand must lie in order, which it need not
+when what lies before it in memory has become smaller."""
 
 
 def size(tensor: torch.Tensor, dim: int) -> int:
@@ -93,6 +98,9 @@ def compile_op(op: Op) -> Callable[[Env], tuple[Any, ...]]:
     args = [_getter(a) for a in op.args]
     kwargs = {k: _getter(a) for k, a in op.kwargs}
     many = returns_many(op)
+    if op.name in DENSE:
+        (source,) = args
+        args = [lambda env: source(env).contiguous()]
 
     def compute(env: Env) -> tuple[Any, ...]:
         found = run(*[get(env) for get in args], **{k: get(env) for k, get in kwargs.items()})

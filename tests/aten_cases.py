@@ -545,6 +545,16 @@ def complex_pairs(b: Builder) -> Ref:
     return b.down(b.call("aten.reshape.default", y, (b.size(y, 0), b.size(y, 1), 12)))
 
 
+def complex_of_a_part(b: Builder) -> tuple[Ref, Ref]:
+    """Pairs that lie behind an odd number of others once one of these is left."""
+    x = b.up(20)
+    first, rest = (b.call("aten.slice.Tensor", x, 2, *at, 1) for at in ((0, 8), (8, None)))
+    pairs = b.call("aten.reshape.default", rest, (b.size(rest, 0), b.size(rest, 1), 6, 2))
+    y = b.call("aten.view_as_real.default", b.call("aten.view_as_complex.default", pairs))
+    y = b.call("aten.reshape.default", y, (b.size(y, 0), b.size(y, 1), 12))
+    return b.down(first), b.down(y)
+
+
 def complex_parts(b: Builder) -> tuple[Ref, ...]:
     value = b.call("aten.complex.default", b.up(12), b.weight(12))
     value = b.call("aten.resolve_neg.default", b.call("aten.conj.default", value))
@@ -1050,8 +1060,9 @@ SIZES: dict[str, Case] = {
     "py.mul": case(merged_heads, 3, 4, 4),
     "py.floordiv": case(merged_heads, 3, 4, 4),
     "py.truediv": case(heads_as_a_number, 4),
+    "complex of a part": case(complex_of_a_part, 6, 8),
 }
-"""The like for arithmetic on run-time sizes."""
+"""The like for arithmetic on run-time sizes, and for what lies in memory in another way."""
 
 
 def as_float(b: Builder, name: str, *args: Arg, **kwargs: Arg) -> Ref:

@@ -14,7 +14,9 @@ import pytest
 from coverage import apart, beside, in_order, read
 from coverage_page import ALLOWED, FORMATS, agrees, mark, summary, write_pages
 from coverage_row import Row, coverage_of, quietly
+from shrink import variants
 from specimen import model_types
+from transformers import RTDetrConfig
 
 BLOCKS = ("neuron", "query_head", "hidden")
 GROUPED = ("neuron", "query_head", "kv_head", "hidden")
@@ -97,6 +99,13 @@ def test_order() -> None:
     assert order[0] == "llama"
     assert sorted(order) == sorted(types)
     assert len({types[kind] for kind in order[:60]}) >= 10
+
+
+def test_what_a_nested_configuration_is_asked_for_stays() -> None:
+    """Three stages of the backbone feed the encoder, as many as there were before shrinking."""
+    small = next(variants(RTDetrConfig()))
+    assert small.backbone_config.out_indices == RTDetrConfig().backbone_config.out_indices
+    assert max(small.backbone_config.depths) <= 2
 
 
 def test_a_run_goes_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ turns, so that a run that is stopped early has met most of what there is to meet
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -77,6 +78,7 @@ def _run(asked: argparse.Namespace) -> None:
     ]
     if wanted:
         warm_up()
+        gc.freeze()  # what is shared with the processes to come stays untouched in them
     for kind in sorted(wanted, key=lambda kind: kind in known and not asked.models):
         start = time.perf_counter()
         found = apart(coverage_of, kind, asked.seconds, asked.gigabytes)

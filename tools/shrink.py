@@ -82,7 +82,7 @@ ROLES: tuple[tuple[str, Any], ...] = (
 
 # Names that say size but are a kernel's, a number of colours or of classes, or a factor.
 LEFT = re.compile(
-    r"kernel|stride|patch|padding|dilation|num_labels|pad_|num_channels|in_channels$|in_chans"
+    r"kernel|stride|patch|padding|dilation|num_labels|pad_|num_channels|^in_channels$|in_chans"
     r"|merge_size|temporal|downsample|upsample|scale|factor|ratio|multiplier|type_vocab"
     r"|batch|pool|conv_pos|relative|bucket|version|num_mel|sampling|rate|feature_size|frame"
     r"|conv_size|d_conv|num_codebooks|use_|input_channels|out_features|out_indices"
@@ -129,7 +129,19 @@ def build(config: Any, found: Changes) -> Any:
     for name in dict.fromkeys(path[0] for path in found if len(path) > 1):
         inner = {path[1:]: value for path, value in found.items() if path[0] == name and path[1:]}
         here[name] = build(_value(config, name), inner)
-    return type(config)(**here)
+    return type(config)(**(_given(config) | here))
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """What whoever made a nested configuration asked for: plain values unlike the class's own."""
+    own = type(config)().to_dict()
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if isinstance(value, bool | int | float | str | list)
+        and value != own.get(name)
+        and name not in ("model_type", "stage_names")
+    }
 
 
 def _sections(small: Any, config: Any, found: Changes) -> Any:

@@ -40,7 +40,7 @@ TASKS = (
 LARGEST = 12_000_000
 """Parameters above which a candidate counts as not shrunk."""
 
-PATIENCE = 12
+PATIENCE = 8
 """Seconds of processor after which no further variant is tried."""
 
 # where the default backbone comes from a library that is not there
