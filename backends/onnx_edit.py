@@ -94,6 +94,8 @@ class _Edit:
         self.named = {str(v.name): v for v in self.graph.inputs}
         self.named |= {str(v.name): v for v in self.graph.initializers.values()}
         self.named |= {str(v.name): v for node in self.graph for v in node.outputs if v.name}
+        inputs = self.original.graph.inputs
+        self.values |= {value.name: self.named[value.name[1:]] for value in inputs}
         self._parameters()
         before = {op.result: op for op in self.original.graph.ops}
         for op in self.rewritten.graph.ops:

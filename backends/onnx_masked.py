@@ -69,6 +69,8 @@ class _Masking:
         self.values |= {str(v.name): v for v in self.graph.initializers.values()}
         self.values |= {str(v.name): v for n in self.graph for v in n.outputs if v.name}
         self._parameters()
+        for given in self.coupling.graph.inputs:
+            self._mask(self._now(given.type), self.values[given.name[1:]])
         smaller = {op.result: op for op in self.rewritten.graph.ops}
         for op in self.coupling.graph.ops:
             node = self.original.nodes.get(op.result)
@@ -111,15 +113,18 @@ class _Masking:
 
     def _mask(self, type_: TensorType, value: ir.Value) -> None:
         gone = removed(type_, self.selections)
-        node = value.producer()
-        if gone is None or node is None or not _float(type_):
+        if gone is None or not _float(type_):
             return
         keep = self._constant(~gone)
         zero = self._constant(np.zeros((), ir.DataType(value.dtype or 1).numpy()))
         made = self._node("Where", [keep, value, zero], value)
         value.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
         made.replace_input_with(1, value)
-        node.append(made)
+        node = value.producer()
+        if node is None:
+            self.graph.insert_before(self.graph[0], made)
+        else:
+            node.append(made)
 
     def _over_kept(self, op: Op, smaller: Op, node: ir.Node) -> list[ir.Value]:
         """Run on the indices that stay, and put the result back to where they were."""

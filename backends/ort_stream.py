@@ -7,7 +7,6 @@ memory up to a budget and on disk beyond it.
 from __future__ import annotations
 
 import pickle
-import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,30 +15,16 @@ from typing import Any
 import numpy as np
 
 from prunec.backends.ort_program import Array, Env, OrtProgram, Stretch
+from prunec.backends.spill import Form, Spill
 from prunec.passes.coupling import Consumer
+from prunec.passes.overlaid import Overlaid
 from prunec.passes.profile import Moments, Sample, Seen, Weights, checked
 from prunec.passes.residual import Junction, junction
 
-__all__ = ["OrtStream", "Over"]
+__all__ = ["OrtStream"]
 
 HELD_EVERY = 5
 """One batch of so many is held apart to judge by."""
-
-
-class Over(Mapping[str, Array]):
-    """Weights of which some have been replaced."""
-
-    def __init__(self, base: Weights, changed: Weights) -> None:
-        self.base, self.changed = base, changed
-
-    def __getitem__(self, name: str) -> Array:
-        return self.changed[name] if name in self.changed else self.base[name]
-
-    def __iter__(self) -> Any:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
 
 
 class OrtStream:
@@ -56,10 +41,10 @@ class OrtStream:
     ) -> None:
         self.program, self.graph = program, program.graph
         self.replaced: MutableMapping[str, Array] = {} if replaced is None else replaced
-        self.weights = Over(weights, self.replaced)
+        self.weights = Overlaid(weights, self.replaced)
         self.position = 0
         self.count = len(batches)
-        self.store = _Store(budget // 2)
+        self.store = Spill(ARRAYS, budget // 2)
         for i, batch in enumerate(batches):
             self.store.put(i, {name: np.asarray(value) for name, value in batch.items()})
 
@@ -72,7 +57,7 @@ class OrtStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.store.close()
+        self.store.__exit__(kind, error, trace)
 
     def replace(self, weights: Weights) -> None:
         self.replaced.update(weights)
@@ -199,42 +184,19 @@ def _moments(x: Array, needs: frozenset[str], *, wide: bool) -> Moments:
     return Moments(len(x), squares.astype(np.float64), sums, gram, absolute)
 
 
-class _Store:
-    """Live values of each batch: in memory up to a budget, the rest in a scratch folder."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget, self.used = budget, 0
-        self.memory: dict[int, Env] = {}
-        self.folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def put(self, batch: int, env: Env) -> None:
-        size = _nbytes(env)
-        if self.used + size <= self.budget:
-            self.memory[batch], self.used = env, self.used + size
-            return
-        if self.folder is None:
-            self.folder = tempfile.TemporaryDirectory(prefix="prunec-")
-        with self._path(batch).open("wb") as file:
-            pickle.dump(env, file, protocol=5)
-
-    def take(self, batch: int) -> Env:
-        env = self.memory.pop(batch, None)
-        if env is not None:
-            self.used -= _nbytes(env)
-            return env
-        with self._path(batch).open("rb") as file:
-            loaded: Env = pickle.load(file)  # our own, in a folder of our own
-        return loaded
-
-    def _path(self, batch: int) -> Path:
-        assert self.folder is not None
-        return Path(self.folder.name) / str(batch)
-
-    def close(self) -> None:
-        self.memory.clear()
-        if self.folder is not None:
-            self.folder.cleanup()
-
-
 def _nbytes(env: Env) -> int:
     return sum(value.nbytes for value in env.values())
+
+
+def _write(env: Env, path: Path) -> None:
+    with path.open("wb") as file:
+        pickle.dump(env, file, protocol=5)
+
+
+def _read(path: Path) -> Env:
+    with path.open("rb") as file:
+        loaded: Env = pickle.load(file)  # our own, in a folder of our own
+    return loaded
+
+
+ARRAYS: Form[Env] = Form(_nbytes, _write, _read)

@@ -4,29 +4,36 @@ folder."""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Generic, TypeVar
 
-import torch
+__all__ = ["Form", "Spill"]
 
-from prunec.backends.heap import BUDGET
-from prunec.backends.interpreter import Env
-
-__all__ = ["BUDGET", "Spill", "nbytes"]
-
-Key = tuple[int, int]
+Env = TypeVar("Env")
 
 
-class Spill:
-    """Environments by a pair of numbers. Use as a context manager: what lies on disk is deleted
-    at the end."""
+@dataclass(frozen=True)
+class Form(Generic[Env]):
+    """What an environment takes of memory, in bytes, and how it goes to a file and comes back."""
 
-    def __init__(self, budget: int = BUDGET) -> None:
-        self.budget, self.used = budget, 0
-        self.memory: dict[Key, Env] = {}
+    nbytes: Callable[[Env], int]
+    write: Callable[[Env, Path], None]
+    read: Callable[[Path], Env]
+
+
+class Spill(Generic[Env]):
+    """Environments by a key. Use as a context manager: what lies on disk is deleted at the end."""
+
+    def __init__(self, form: Form[Env], budget: int) -> None:
+        self.form, self.budget, self.used, self.written = form, budget, 0, 0
+        self.memory: dict[Hashable, Env] = {}
+        self.files: dict[Hashable, Path] = {}
         self.folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> Spill:
+    def __enter__(self) -> Spill[Env]:
         return self
 
     def __exit__(
@@ -39,36 +46,24 @@ class Spill:
         if self.folder is not None:
             self.folder.cleanup()
 
-    def put(self, key: Key, env: Env) -> None:
-        size = nbytes(env)
+    def put(self, key: Hashable, env: Env) -> None:
+        size = self.form.nbytes(env)
         if self.used + size <= self.budget:
             self.memory[key], self.used = env, self.used + size
             return
         if self.folder is None:
             self.folder = tempfile.TemporaryDirectory(prefix="prunec-")
-        torch.save(env, self._path(key))
+        self.written += 1
+        self.files[key] = Path(self.folder.name) / str(self.written)
+        self.form.write(env, self.files[key])
 
-    def take(self, key: Key) -> Env:
+    def take(self, key: Hashable) -> Env:
         """An environment that was put there; it is there no longer."""
-        env = self.memory.pop(key, None)
-        if env is not None:
-            self.used -= nbytes(env)
+        if key in self.memory:
+            env = self.memory.pop(key)
+            self.used -= self.form.nbytes(env)
             return env
-        path = self._path(key)
-        loaded: Env = torch.load(path, weights_only=True)
+        path = self.files.pop(key)
+        env = self.form.read(path)
         path.unlink()
-        return loaded
-
-    def _path(self, key: Key) -> Path:
-        assert self.folder is not None
-        return Path(self.folder.name) / f"{key[0]}-{key[1]}.pt"
-
-
-def nbytes(env: Env) -> int:
-    """Bytes of the distinct storages behind the values."""
-    storages = {
-        v.untyped_storage().data_ptr(): v.untyped_storage().nbytes()
-        for v in env.values()
-        if isinstance(v, torch.Tensor)
-    }
-    return sum(storages.values())
+        return env

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunec.backends.heap import trim
+from prunec.backends.heap import BUDGET, trim
 from prunec.backends.interpreter import Env, Flow, Program
 from prunec.backends.objective import Objective, not_smooth, sequences
-from prunec.backends.spill import BUDGET, Spill, nbytes
+from prunec.backends.spill import Spill
+from prunec.backends.torch_spill import TENSORS, nbytes
 from prunec.ir.graph import Graph
 from prunec.passes.profile import Weights
 
@@ -61,7 +62,7 @@ class Backward:
         objective = Objective(self.program, self.sequences[0])
         ranges = self._cut()
         first = min((i for i, op in enumerate(self.graph.ops) if self._begins(op)), default=None)
-        with Spill(self.budget // 2) as spill:
+        with Spill(TENSORS, self.budget // 2) as spill:
             self._forwards(ranges, spill)
             for number in reversed(range(len(ranges))):
                 yield Stretch(self, number, *ranges[number], spill, objective)
@@ -73,7 +74,7 @@ class Backward:
         return not (self.results.isdisjoint(op.results) and self.parameters.isdisjoint(op.operands))
 
     @torch.no_grad()
-    def _forwards(self, ranges: Sequence[tuple[int, int]], spill: Spill) -> None:
+    def _forwards(self, ranges: Sequence[tuple[int, int]], spill: Spill[Env]) -> None:
         """Leave the live values of every sequence at the start of every stretch."""
         for i, sequence in enumerate(self.sequences):
             spill.put((0, i), self.program.start(sequence))
@@ -130,7 +131,13 @@ class Stretch:
     """Operations `start` to `stop` (exclusive) with the weights that they read."""
 
     def __init__(
-        self, of: Backward, number: int, start: int, stop: int, spill: Spill, objective: Objective
+        self,
+        of: Backward,
+        number: int,
+        start: int,
+        stop: int,
+        spill: Spill[Env],
+        objective: Objective,
     ) -> None:
         self.of, self.number, self.spill, self.objective = of, number, spill, objective
         self.start, self.stop = start, stop

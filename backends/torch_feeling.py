@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from prunec.backends.heap import BUDGET
 from prunec.backends.objective import shortened
-from prunec.backends.spill import BUDGET
 from prunec.backends.torch_backward import Backward
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunec.backends.spill import BUDGET
+from prunec.backends.heap import BUDGET
 from prunec.backends.torch_backward import Backward
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph

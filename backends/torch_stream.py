@@ -7,17 +7,19 @@ their last use, so that one block of them is resident at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from prunec.backends.heap import trim
+from prunec.backends.heap import BUDGET, trim
 from prunec.backends.interpreter import Env, Flow, Program
-from prunec.backends.spill import BUDGET, Spill
+from prunec.backends.spill import Spill
+from prunec.backends.torch_spill import TENSORS
 from prunec.ir.graph import Graph
 from prunec.passes.coupling import Consumer
+from prunec.passes.overlaid import Overlaid
 from prunec.passes.profile import Array, Moments, Sample, Seen, Targets, Weights, checked
 from prunec.passes.residual import joined, junction
 
@@ -47,10 +49,10 @@ class TorchStream:
     ) -> None:
         self.replaced: MutableMapping[str, Array] = {} if replaced is None else replaced
         self.graph = graph
-        pruned = Program(graph, _Overlaid(weights, self.replaced))
+        pruned = Program(graph, Overlaid(weights, self.replaced))
         self.flows = [Flow(pruned)] + ([Flow(Program(graph, weights))] if dense else [])
         self.position = 0
-        self.store = Spill(budget // 2)
+        self.store = Spill(TENSORS, budget // 2)
         self.count = len(batches)
         for i, batch in enumerate(batches):
             for j, flow in enumerate(self.flows):
@@ -167,22 +169,6 @@ class _Change:
 
     def mean(self) -> float | None:
         return self.total / self.tokens if self.tokens else None
-
-
-class _Overlaid(Mapping[str, Array]):
-    """Weights of which some have been replaced."""
-
-    def __init__(self, base: Weights, overlay: Weights) -> None:
-        self.base, self.overlay = base, overlay
-
-    def __getitem__(self, name: str) -> Array:
-        return self.overlay[name] if name in self.overlay else self.base[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
 
 
 def _rows(value: torch.Tensor, dim: int) -> torch.Tensor:

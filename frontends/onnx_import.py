@@ -95,10 +95,17 @@ def _trial(flat: Flat, spatial: bool) -> dict[str, tuple[int, int]]:
             name = symbol(value, i)
             if name in found or _sum_of(name, found):
                 continue
-            picture = spatial and i >= 2 and len(value.shape or ()) >= 4
-            factor = SPATIAL if picture and value.dtype != ir.DataType.INT64 else 1
+            factor = SPATIAL if spatial and i >= 2 and _picture(value) else 1
             found[name] = (factor * next(primes), factor * next(primes))
     return found
+
+
+def _picture(value: ir.Value) -> bool:
+    """Whether an input has the form of pictures; caches [batch, heads, past, inside] end in a size
+    that is known."""
+    shape = value.shape or ()
+    free = len(shape) >= 4 and not (isinstance(shape[-1], int) and shape[-1] >= 0)
+    return free and value.dtype != ir.DataType.INT64
 
 
 def _sum_of(text: str, sizes: Mapping[str, object]) -> bool:

@@ -48,6 +48,7 @@ class Typing:
 
     graph: Graph
     dialect: Dialect
+    caches: bool = False
     axes: Axes = field(default_factory=Axes)
     dims: dict[str, Dims] = field(default_factory=dict)
     literals: dict[tuple[int, Path], tuple[AxisId, ...]] = field(default_factory=dict)
@@ -234,17 +235,48 @@ class Typing:
         graph = self.graph
         for value in graph.inputs:
             self.dims[value.name] = self._shared(value.type.shape)
-            self.pin(self.dims[value.name], "graph input")
+            if not self.caches:
+                self.pin(self.dims[value.name], "graph input")
         for parameter in graph.parameters.values():
             self.dims[parameter.ref] = self.fresh(parameter.type.shape)
         for self._index, op in enumerate(graph.ops):
             self.axes.where = op
             self._step(op)
-        self.axes.where = "output"
-        for name, result in graph.outputs:
-            if result in self.dims:
-                self.pin(self.dims[result], f"graph output `{name}`")
+        self._interface()
         return self
+
+    def _interface(self) -> None:
+        """Inputs and outputs stay as they are, unless caches may change."""
+        free = self._grown() if self.caches else frozenset()
+        for value in self.graph.inputs if self.caches else ():
+            self.axes.where = "input"
+            if value.name not in free:
+                self.pin(self.dims[value.name], "graph input")
+        self.axes.where = "output"
+        for name, result in self.graph.outputs:
+            if result in self.dims and result not in free:
+                self.pin(self.dims[result], f"graph output `{name}`")
+
+    def _grown(self) -> frozenset[str]:
+        """Inputs that hold what came before, and the outputs that such an input grows to: one of
+        its dimensions is added to (`past + sequence`), all static ones are the same axes."""
+        found: set[str] = set()
+        for value in self.graph.inputs:
+            for _, result in self.graph.outputs:
+                if result in self.dims and self._grows(value.name, result):
+                    found |= {value.name, result}
+        return frozenset(found)
+
+    def _grows(self, before: str, after: str) -> bool:
+        types = self.graph.types
+        one, other = types[before].shape, types[after].shape
+        if len(one) != len(other):
+            return False
+        pairs = list(zip(one, other, self.dims[before], self.dims[after], strict=True))
+        more = [b for a, b, _, _ in pairs if a != b and a in str(b).split(" + ")]
+        axes = [(x, y) for a, b, x, y in pairs if isinstance(a, int) and isinstance(b, int)]
+        same = [self.axes.find(x) == self.axes.find(y) for x, y in axes]
+        return bool(more) and bool(same) and all(same)
 
     def _shared(self, shape: Sequence[Dim]) -> Dims:
         """Axes of an input; one symbol is one axis."""
@@ -333,6 +365,9 @@ class Dialect:
         return self.pointwise if op.pointwise else None
 
 
-def infer(graph: Graph, dialect: Dialect) -> Typing:
-    """Type a graph. Never fails: what cannot be typed is pinned with its reason."""
-    return Typing(graph, dialect).run()
+def infer(graph: Graph, dialect: Dialect, *, caches: bool = False) -> Typing:
+    """Type a graph. Never fails: what cannot be typed is pinned with its reason.
+
+    With `caches`, inputs and outputs that hold what came before are not pinned as such.
+    """
+    return Typing(graph, dialect, caches).run()

@@ -16,12 +16,13 @@ from prunec.passes.roles import Evidence, gather, role_of
 __all__ = ["couple"]
 
 
-def couple(graph: Graph, dialect: Dialect) -> Coupling:
+def couple(graph: Graph, dialect: Dialect, *, caches: bool = False) -> Coupling:
     """Type a graph and find its groups.
 
-    Never fails: a dimension that cannot be pruned is listed in `pinned` with its reason.
+    Never fails: a dimension that cannot be pruned is listed in `pinned` with its reason. With
+    `caches` a program may read and give a smaller cache of keys and values.
     """
-    typing = infer(graph, dialect)
+    typing = infer(graph, dialect, caches=caches)
     return _Coupler(typing, gather(typing)).run()
 
 

@@ -92,6 +92,11 @@ class Coupling:
     def by_name(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
 
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of groups and of pinned axes, which may be the parents of groups."""
+        return {pin.axis: pin.size for pin in self.pinned} | {g.name: g.size for g in self.groups}
+
     def axes(self, parameter: str) -> tuple[Axis, ...]:
         """The axes of a parameter's dimensions."""
         return self.graph.parameters[parameter].type.axes

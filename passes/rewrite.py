@@ -89,6 +89,7 @@ def rewrite(coupling: Coupling, selections: Mapping[str, Selection]) -> Rewritte
 
     smaller = replace(
         graph,
+        inputs=tuple(replace(value, type=typed(value.type)) for value in graph.inputs),
         parameters={name: replace(p, type=typed(p.type)) for name, p in graph.parameters.items()},
         ops=tuple(map(rewritten, graph.ops)),
     )

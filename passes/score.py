@@ -103,7 +103,7 @@ def group_shape(coupling: Coupling, group: Group) -> tuple[int, ...]:
     """Shape of the group's scores."""
     if group.parent is None:
         return (group.size,)
-    return (coupling.by_name[group.parent].size, group.size)
+    return (coupling.sizes[group.parent], group.size)
 
 
 def members(axis: Axis, group: Group) -> Indices:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
+from exporters import WAYS, export
 from onnx_files import Halved, halved
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
@@ -20,7 +20,8 @@ from prunec.passes.coupling import Coupling
 TOLERANCE = 1e-5
 """Relative, float32: masked and sliced sums add the same terms in another order."""
 
-SIZES = ({"batch": 2, "sequence": 17}, {"batch": 3, "sequence": 29})
+SIZES = ((2, 17), (3, 29))
+"""Batch sizes and lengths."""
 
 
 def bert() -> Any:
@@ -39,45 +40,18 @@ def llama() -> Any:
     return LlamaForCausalLM(config)
 
 
-class First(torch.nn.Module):
-    """Token ids and a mask in, the first output out."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
-        return result
-
-
-def exported(model: Any, path: Path, dynamo: bool) -> Path:
-    torch.manual_seed(0)
-    ids = torch.randint(0, 64, (2, 13))
-    arguments: dict[str, Any] = {"opset_version": 17}
-    names = {0: "batch", 1: "sequence"}
-    if dynamo:
-        arguments = {"external_data": False}
-        dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-        arguments["dynamic_shapes"] = {"input_ids": dims, "attention_mask": dims}
-    else:
-        arguments["dynamic_axes"] = dict.fromkeys(("input_ids", "attention_mask", "out"), names)
-    torch.onnx.export(
-        First(model.eval()), (ids, torch.ones_like(ids)), str(path), dynamo=dynamo,
-        input_names=["input_ids", "attention_mask"], output_names=["out"], **arguments,
-    )  # fmt: skip
-    return path
+MODELS = {"bert": bert, "llama": llama}
 
 
 @pytest.fixture(
-    scope="module", params=["bert-dynamo", "bert-legacy", "llama-dynamo", "llama-legacy"]
+    scope="module", params=[f"{model}-{way}" for model in MODELS for way in WAYS if way != "cache"]
 )
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    which, how = request.param.split("-")
+    which, _, way = request.param.partition("-")
     torch.manual_seed(0)
-    model = {"bert": bert, "llama": llama}[which]()
+    model = MODELS[which]()
     folder = tmp_path_factory.mktemp(request.param)
-    path = exported(model, folder / "model.onnx", how == "dynamo")
+    path = export(model, way, folder / "model.onnx")
     return model, halved(path, folder / "small.onnx")
 
 
@@ -92,9 +66,14 @@ def test_the_groups_are_those_of_the_traced_model(case: tuple[Any, Halved]) -> N
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_pruning_is_masking(case: tuple[Any, Halved], sizes: dict[str, int]) -> None:
+def test_pruning_is_masking(case: tuple[Any, Halved], sizes: tuple[int, int]) -> None:
     _, pruned = case
-    assert pruned.law(sizes) <= TOLERANCE
+    named = {  # exporters call sizes as they like
+        str(dim): size
+        for value in pruned.program.graph.inputs
+        for dim, size in zip(value.type.shape, sizes, strict=True)
+    }
+    assert pruned.law(named) <= TOLERANCE
 
 
 def test_what_the_user_named_keeps_its_name(case: tuple[Any, Halved]) -> None:

@@ -106,7 +106,7 @@ def _rows(coupling: Coupling, group: Group) -> Indices | None:
     """The parent's index of each block, where counts must agree."""
     if group.parent is None:
         return None
-    return np.repeat(np.arange(coupling.by_name[group.parent].size), group.size)
+    return np.repeat(np.arange(coupling.sizes[group.parent]), group.size)
 
 
 def _scores(found: Sweep, shape: tuple[int, ...]) -> Scores:

@@ -97,7 +97,8 @@ class Model:
         each given as `example` is to `load`; a module in memory needs batches unless the method
         looks at weights alone. `options` are those of `prunec prune`: `method`, `groups`, `plan`,
         `allocate`, `restore`, `round_to`, `depth`, `batch`, `length`, `dtype`, `layout`, `formats`,
-        `seed`, `calibration_samples`, `calibration_length`, `activation_budget`.
+        `seed`, `calibration_samples`, `calibration_length`, `activation_budget`,
+        `allow_interface_change`.
 
         Raises PrunecError for wrong options and for targets that cannot be met.
         """
@@ -107,7 +108,8 @@ class Model:
         named = GIVEN if batches is not None else str(calibration or "auto")
         settled = self._settled(target, named, options)
         given = None if batches is None else self._calibrated(batches, settled)
-        pruned = run_passes(settled, self._progress, loaded=self._loaded, given=given)
+        loaded = None if settled.allow_interface_change else self._loaded
+        pruned = run_passes(settled, self._progress, loaded=loaded, given=given)
         return PrunedModel(pruned, self._progress, self._live)
 
     @cached_property

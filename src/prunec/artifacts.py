@@ -9,7 +9,14 @@ from pathlib import Path
 from prunec.frontends.source import TOKENIZERS, resolve
 from prunec.ir.diagnostics import Exit, fail
 from prunec.output import Formats
-from prunec.runners import Runner, open_hf, open_onnx, open_openvino, open_torchscript
+from prunec.runners import (
+    Runner,
+    fixed_length,
+    open_hf,
+    open_onnx,
+    open_openvino,
+    open_torchscript,
+)
 
 __all__ = ["RUNTIMES", "Artifact", "find_artifacts", "for_runtime"]
 
@@ -46,6 +53,10 @@ class Artifact:
         if self.kind != "hf":
             return Path(self.location).parent
         return resolve(self.location, trust_remote_code=self.trust_remote_code).folder
+
+    def length(self) -> int | None:
+        """How many tokens the model reads, where it reads so many and no others."""
+        return fixed_length(Path(self.location)) if self.kind == "onnx" else None
 
     def tokenizer(self) -> Path | None:
         """The folder with the tokenizer that belongs to it, if it is where prunec puts it."""

@@ -61,6 +61,7 @@ def render_card(report: PruneReport) -> str:
         how(_choices(report), report.calibration),
         sources(report.sources),
         _groups(report),
+        _interface(report),
         formats(report.formats, custom=report.layout == "per-layer"),
         CAUTION,
     ]
@@ -153,6 +154,19 @@ def _groups(report: PruneReport) -> str:
     head = ["| group | role | dense | pruned |", "|---|---|---:|---:|"] if lines else []
     between = [""] if lines and whole else []
     return "\n".join(["## What was removed", "", *whole, *between, *head, *lines])
+
+
+def _interface(report: PruneReport) -> str:
+    """Whoever feeds the model must know what it takes now."""
+    lines = [
+        f"| {row.kind} | {markdown(row.name)} | {markdown(str(list(row.dense)))} |"
+        f" {markdown(str(list(row.pruned)))} |"
+        for row in report.interface
+    ]
+    if not lines:
+        return ""
+    head = ["| | name | dense | pruned |", "|---|---|---|---|"]
+    return "\n".join(["## Changed inputs and outputs", "", *head, *lines])
 
 
 def formats(written: Sequence[WrittenFormat], *, custom: bool) -> str:

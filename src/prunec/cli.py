@@ -133,6 +133,13 @@ LEARN = "What to learn"
 )
 @option("--round-to", type=int, metavar="N", heading=WHAT, help="Keep multiples of N. [1]")
 @option("--plan", type=FILE, heading=WHAT, help="Keep exactly what a plan.json says.")
+@option(
+    "--allow-interface-change",
+    is_flag=True,
+    heading=WHAT,
+    help="Of an .onnx decoder: KV heads may go, and with them a part of its cache inputs and "
+    "outputs, which the report lists.",
+)
 @CALIBRATION
 @option(
     "--restore",

@@ -25,9 +25,11 @@ __all__ = ["Corpus", "read_corpus"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids, shape (windows, length)."""
+    """Token ids, shape (windows, length), of a tokenizer that knows `vocabulary` of them, without
+    those that were added to it."""
 
     windows: Array
+    vocabulary: int
 
 
 def read_corpus(
@@ -51,7 +53,8 @@ def read_corpus(
     trust = any(artifact.trust_remote_code for artifact in artifacts)
     encoder = load_tokenizer(_tokenizer_source(folder, trust))
     length = min(window, _most_positions(folder, encoder))
-    return Corpus(windows(text, encoder, length, where=str(data))[:most])
+    found = windows(text, encoder, length, where=str(data))[:most]
+    return Corpus(found, int(encoder.vocab_size))
 
 
 def _tokenizer_folder(artifacts: Sequence[Artifact]) -> Path:

@@ -6,8 +6,9 @@ Special tokens that the tokenizer puts around a text (a beginning-of-sequence to
 of every window and of its 1,024. The perplexity is the exponential of the mean negative
 log-likelihood of every token but the first of each window.
 
-Whether a model is a language model is found by running it: a later token must not change what it
-says at earlier ones.
+Whether a model is a language model is found by running it: it scores every token of the
+vocabulary, and a later token does not change what it says at earlier ones. Of any other model the
+mean output over the tokens is compared, or, where it gives one vector for each text, that one.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ ROWS = 128
 """Positions whose logits are turned into float64 at once."""
 
 Predict = Callable[[Array], Array]
-"""Token ids (batch, length) to the model's first output (batch, length, features)."""
+"""Token ids (batch, length) to the output that is measured: (batch, length, features), or
+(batch, features) of a model that pools."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ def evaluate(options: EvalOptions, progress: Progress) -> EvalReport:
     for artifact in (*found, *dense):
         artifact.folder()  # what is not there is told before any work
     with progress.step("Tokenising the text"):
+        fixed = [n for artifact in (*found, *dense) if (n := artifact.length()) is not None]
         corpus = read_corpus(
             options.data,
             (*found, *dense),
             tokenizer=options.tokenizer,
-            window=options.window,
+            window=min([options.window, *fixed]),
             most=options.max_windows,
         )
     length = min(LATENCY_LENGTH, corpus.windows.shape[1])
@@ -153,7 +156,7 @@ def _measure(
     runner = artifact.open()
     predict = _predictor(runner, artifact)
     confusion = similarity = pooled = None
-    if _is_language_model(runner, predict, corpus):
+    if _is_language_model(runner, predict, corpus, artifact):
         confusion = perplexity(predict, corpus.windows, advance)
     else:
         pooled = _pooled(predict, corpus.windows, advance)
@@ -167,34 +170,37 @@ def _measure(
 
 def _predictor(runner: Runner, artifact: Artifact) -> Predict:
     def predict(tokens: Array) -> Array:
-        return _sequence(runner.run(token_feeds(runner.inputs, tokens)), artifact)[1]
+        return _measured(runner.run(token_feeds(runner.inputs, tokens)), artifact)[1]
 
     return predict
 
 
-def _sequence(outputs: dict[str, Array], artifact: Artifact) -> tuple[str, Array]:
-    """The output that has one vector for every token: the first of three dimensions."""
-    for name, value in outputs.items():
-        if value.ndim == 3 and np.issubdtype(value.dtype, np.floating):
-            return name, value
+def _measured(outputs: dict[str, Array], artifact: Artifact) -> tuple[str, Array]:
+    """The first output with a vector for every token, else the first with one for every text."""
+    for dimensions in (3, 2):
+        for name, value in outputs.items():
+            if value.ndim == dimensions and np.issubdtype(value.dtype, np.floating):
+                return name, value
     raise fail(
         "P854",
-        "the model has no output with a vector for every token",
+        "the model has no output with a vector for every token or text",
         where=artifact.location,
         help="eval measures language models and encoders; bench measures any model",
     )
 
 
-def _is_language_model(runner: Runner, predict: Predict, corpus: Corpus) -> bool:
-    """Scores for every token of the vocabulary that do not depend on later tokens."""
-    tokens = corpus.windows[:1, :PROBE]
-    name, first = next(
-        (name, value)
-        for name, value in runner.run(token_feeds(runner.inputs, tokens)).items()
-        if value.ndim == 3
-    )
-    named_otherwise = name != "logits" and not name.isdigit()
-    if named_otherwise or first.shape[-1] <= corpus.windows.max():
+def _is_language_model(
+    runner: Runner, predict: Predict, corpus: Corpus, artifact: Artifact
+) -> bool:
+    """Scores for every token of the vocabulary that do not depend on later tokens.
+
+    Exporters call outputs as they like; what is called logits may be narrower than the tokenizer.
+    """
+    fixed = any(s.takes_tokens and isinstance(s.shape[-1], int) for s in runner.inputs)
+    tokens = corpus.windows[:1, : None if fixed else PROBE]
+    name, first = _measured(runner.run(token_feeds(runner.inputs, tokens)), artifact)
+    scores = first.shape[-1] >= corpus.vocabulary or name == "logits" or name.isdigit()
+    if first.ndim != 3 or not scores or first.shape[-1] <= corpus.windows.max():
         return False
     changed = tokens.copy()
     changed[:, -1] = tokens[:, 0] if tokens[0, -1] != tokens[0, 0] else (tokens[:, 0] == 0)
@@ -206,7 +212,8 @@ def _pooled(predict: Predict, windows: Array, advance: Callable[[int], None]) ->
     """The mean output of each window, shape (windows, features)."""
     means = []
     for window in windows:
-        means.append(predict(window[None])[0].mean(0, dtype=np.float64))
+        found = predict(window[None])[0]
+        means.append(np.atleast_2d(found).mean(0, dtype=np.float64))
         advance(1)
     return np.stack(means)
 

@@ -19,6 +19,7 @@ from prunec.ir.graph import Graph
 from prunec.passes.cost import Cost
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
+from prunec.passes.overlaid import Overlaid
 from prunec.passes.profile import Array, Weights
 from prunec.passes.regions import Region, find_regions
 from prunec.passes.remove import remove
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from prunec.backends.hf_fields import Family
     from prunec.frontends.onnx import OnnxProgram
 
-__all__ = ["Loaded", "ProgramWeights", "SlicedWeights", "load"]
+__all__ = ["Loaded", "Overlaid", "ProgramWeights", "SlicedWeights", "load"]
 
 DTYPES = {"f64": np.float64, "f32": np.float32, "f16": np.float16}
 
@@ -158,22 +159,6 @@ class SlicedWeights(Mapping[str, Array]):
         return len(self.base)
 
 
-class Overlaid(Mapping[str, Array]):
-    """Weights of which some were refitted."""
-
-    def __init__(self, base: Weights, changed: Weights) -> None:
-        self.base, self.changed = base, changed
-
-    def __getitem__(self, name: str) -> Array:
-        return self.changed[name] if name in self.changed else self.base[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-
 def load(
     model: str,
     *,
@@ -181,10 +166,11 @@ def load(
     need_weights: bool,
     progress: Progress,
     hashed: bool = False,
+    caches: bool = False,
 ) -> Loaded:
     """Resolve MODEL, trace it without weights and couple its dimensions.
 
-    With `hashed` the hash of the source is on its way.
+    With `hashed` the hash of the source is on its way; with `caches` those of a file may change.
 
     Raises PrunecError for anything that the user can mend: no such model, a damaged or unsafe
     checkpoint, an unknown configuration, a model that cannot be traced.
@@ -192,7 +178,7 @@ def load(
     with progress.step("Reading the model"):
         source = resolve(model, need_weights=need_weights, trust_remote_code=trust_remote_code)
     if source.kind == "onnx":
-        return _file(source, progress, hashed)
+        return _file(source, progress, hashed, caches)
     return _checkpoint(source, trust_remote_code, need_weights, progress, hashed)
 
 
@@ -234,7 +220,7 @@ def _checkpoint(
     )
 
 
-def _file(source: Source, progress: Progress, hashed: bool) -> Loaded:
+def _file(source: Source, progress: Progress, hashed: bool, caches: bool) -> Loaded:
     """An ONNX file, which says itself what it computes. Its data are not hashed before all that
     the file says of them is known to be safe."""
     from prunec.frontends.onnx import read_onnx
@@ -248,7 +234,7 @@ def _file(source: Source, progress: Progress, hashed: bool) -> Loaded:
     digest = in_background(lambda: hash_source(source.path)) if hashed else None
     with progress.step("Coupling dimensions"):
         start = time.perf_counter()
-        coupling = couple(file.graph, ONNX)
+        coupling = couple(file.graph, ONNX, caches=caches)
         seconds["couple"] = time.perf_counter() - start
     return Loaded(
         source,

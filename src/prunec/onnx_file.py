@@ -17,6 +17,7 @@ from prunec.backends.onnx_check import open_session
 from prunec.backends.onnx_edit import Original, edit, save
 from prunec.backends.onnx_masked import masked_model
 from prunec.feeds import Array, Feeds
+from prunec.interface import Interface
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph
 from prunec.ir.sizes import dim_size
@@ -69,17 +70,20 @@ def verify(pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...
 
     Differences are told relative to the outputs of the dense model.
     """
-    found = open_session(stage / Formats.ONNX)
-    dense = open_session(pruned.loaded.source.path)
+    dense = _opened(pruned.loaded.source.path)
+    found = _opened(stage / Formats.ONNX)
     names = [output.name for output in found.get_outputs()]
     worst = 0.0
     feeds = examples(pruned, dense)
+    interface = Interface(pruned.loaded.graph, pruned.selections)
     with progress.step("Verifying", len(feeds)) as advance:
         for feed in feeds:
             scale = dense.run(names, feed)
             with _masked(pruned, feed, stage) as path:
-                wanted = open_session(path).run(names, feed)
-            worst = max(worst, _difference(found.run(names, feed), wanted, scale))
+                masked = _opened(path).run(None, feed)  # in order: outputs may be masked
+            wanted = [interface.output(*pair) for pair in zip(names, masked, strict=True)]
+            given = found.run(names, interface.inputs(feed))
+            worst = max(worst, _difference(given, wanted, scale))
             advance(1)
     return (Check("law 1", worst, LAW_1),)
 
@@ -88,14 +92,28 @@ def verify_changed(
     pruned: Outcome, stage: Path, run: Callable[[Feeds], Mapping[str, Array]]
 ) -> tuple[Check, ...]:
     """The file as written beside the program that was read, `run` with the changed weights."""
-    found = open_session(stage / Formats.ONNX)
+    dense = _opened(pruned.loaded.source.path)
+    found = _opened(stage / Formats.ONNX)
     names = [output.name for output in found.get_outputs()]
     worst = 0.0
-    for feed in examples(pruned, open_session(pruned.loaded.source.path)):
+    for feed in examples(pruned, dense):
         wanted = run(feed)
         expected = [wanted[name] for name in names]
         worst = max(worst, _difference(found.run(names, feed), expected, expected))
     return (Check("onnx", worst, LAW_1),)
+
+
+def _opened(path: Path) -> InferenceSession:
+    try:
+        return open_session(path)
+    except Exception as error:  # ONNX Runtime's derive from Exception alone
+        said = " ".join(str(error).split())[:300]
+        raise fail(
+            "P314",
+            f"ONNX Runtime cannot open the model, so nothing can be verified: {said}",
+            where=str(path),
+            help="leave out --verify, and check what is written where the model runs",
+        ) from error
 
 
 @contextmanager

@@ -51,7 +51,8 @@ class PruneOptions(RunOptions):
     `allocate` and `restore` go before it. `auto` leaves a choice to `settle`. Empty `groups` means
     every role within blocks that the layout and formats can hold. `batch`, `length` and `dtype`
     are what FLOPs and memory are counted for (see `Workload`). `recover_every` and `recover` are
-    those of `round_options`.
+    those of `round_options`. With `allow_interface_change` an ONNX file may read and give a smaller
+    cache of keys and values.
     """
 
     verb: ClassVar[str] = "prune"
@@ -70,6 +71,7 @@ class PruneOptions(RunOptions):
     plan: Path | None = None
     recover_every: str = ""
     recover: str = ""
+    allow_interface_change: bool = False
 
     @property
     def depth_roles(self) -> tuple[str, ...]:
@@ -181,6 +183,13 @@ class PruneOptions(RunOptions):
                 f"an .onnx file cannot be written as {others[0]}: {NO_WAY_BACK[others[0]]}",
                 "--format",
                 help="use --format onnx, or prune the checkpoint that the file was exported from",
+            )
+        if self.allow_interface_change and not self.model.endswith(".onnx"):
+            yield Diagnostic(
+                "P816",
+                "only an .onnx file has a cache among its inputs and outputs",
+                "--allow-interface-change",
+                help="leave it out: KV heads of a checkpoint are pruned without it",
             )
         if not self.targets and self.plan is None:
             yield Diagnostic(

@@ -97,7 +97,9 @@ def run_passes(
 
     `loaded` is the model where it is there already, `given` calibration data that are.
     """
-    run = _Run(options, loaded or load_for(options, progress), progress, state, given)
+    if loaded is None:
+        loaded = load_for(options, progress, caches=options.allow_interface_change)
+    run = _Run(options, loaded, progress, state, given)
     pruned = run.from_plan() if options.plan is not None else run.from_target()
     if world_size() > 1:
         from prunec.shared import agree_on

@@ -107,8 +107,7 @@ def _selection(axis: Axis, group: Group, kept: Indices, coupling: Coupling) -> S
         return Selection(whole)
     outer = positions(axis, group.parent)[0][kept]
     rows = [
-        np.unique(where[(outer == p) & (where >= 0)])
-        for p in range(coupling.by_name[group.parent].size)
+        np.unique(where[(outer == p) & (where >= 0)]) for p in range(coupling.sizes[group.parent])
     ]
     present = [row for row in rows if len(row)]
     if len({len(row) for row in present}) != 1:

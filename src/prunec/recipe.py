@@ -57,6 +57,7 @@ VERBS: Mapping[str, Mapping[str, type]] = {
         "plan": str,
         "recover_every": str,
         "recover": str,
+        "allow_interface_change": bool,
         **COMMON,
     },
     "sparsify": {

@@ -13,6 +13,7 @@ __all__ = [
     "Check",
     "GroupRow",
     "InspectReport",
+    "InterfaceRow",
     "PinRow",
     "PruneReport",
     "RegionRow",
@@ -143,6 +144,16 @@ class SourceRow:
 
 
 @dataclass(frozen=True)
+class InterfaceRow:
+    """An input or output (`kind`) whose shape pruning changes; texts are sizes of run time."""
+
+    kind: str
+    name: str
+    dense: tuple[int | str, ...]
+    pruned: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
 class WrittenFormat:
     """A format in OUT: its folder or file relative to OUT, and its bytes on disk."""
 
@@ -170,6 +181,7 @@ class PruneReport:
     targets: tuple[TargetRow, ...]
     groups: tuple[GroupRow, ...]
     pinned: tuple[PinRow, ...] = ()
+    interface: tuple[InterfaceRow, ...] = ()
     formats: tuple[WrittenFormat, ...] = ()
     checks: tuple[Check, ...] = ()
     sources: tuple[SourceRow, ...] = ()

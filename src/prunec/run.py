@@ -149,14 +149,16 @@ class Run(Generic[Options]):
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def load_for(options: RunOptions, progress: Progress) -> Loaded:
-    """The model of a run, its hash on the way when it will be written down."""
+def load_for(options: RunOptions, progress: Progress, *, caches: bool = False) -> Loaded:
+    """The model of a run, its hash on the way when it will be written down; `caches` may change
+    where a file has them among its inputs and outputs."""
     return load(
         options.model,
         trust_remote_code=options.trust_remote_code,
         need_weights=True,
         progress=progress,
         hashed=options.out is not None and not options.dry_run,
+        caches=caches,
     )
 
 

@@ -9,11 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from prunec.feeds import Array, Feeds, InputSpec
+from prunec.feeds import TOKENS, Array, Feeds, InputSpec
 from prunec.ir.diagnostics import PrunecError, fail
 from prunec.own_code import is_own_code
 
-__all__ = ["Runner", "open_hf", "open_onnx", "open_openvino", "open_torchscript"]
+__all__ = [
+    "Runner",
+    "fixed_length",
+    "open_hf",
+    "open_onnx",
+    "open_openvino",
+    "open_torchscript",
+]
 
 DTYPES = {
     "tensor(int64)": "int64",
@@ -21,6 +28,8 @@ DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
 """What ONNX Runtime calls the types that NumPy has too."""
@@ -68,6 +77,22 @@ def open_onnx(path: Path, threads: int | None = None) -> Runner:
 
     params, size = _onnx_sizes(path)
     return Runner("onnx", str(path), specs, _told(run, str(path)), params, size)
+
+
+def fixed_length(path: Path) -> int | None:
+    """How many tokens the inputs of an ONNX file hold, when it says so many and no others; None
+    for a file that cannot be read, which is told when it is opened."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # of protobuf, whose types differ by its implementation
+        return None
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name.endswith(TOKENS) and len(dims) == 2 and dims[1].HasField("dim_value"):
+            return int(dims[1].dim_value)
+    return None
 
 
 def open_openvino(path: Path, threads: int | None = None) -> Runner:

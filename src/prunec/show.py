@@ -102,8 +102,20 @@ def show_prune(report: PruneReport, console: Console) -> None:
         console.table("targets", ("target", ">limit", ">left", ""), targets)
     _show_rounds(report, console)
     show_sources(report.sources, console)
+    _show_interface(report, console)
     show_checks(report.checks, console)
     show_written(report.out, report.formats, console)
+
+
+def _show_interface(report: PruneReport, console: Console) -> None:
+    """Inputs and outputs that have other shapes now."""
+    rows = [(row.kind, row.name, _shape(row.dense), _shape(row.pruned)) for row in report.interface]
+    if rows:
+        console.table("changed interface", ("", "name", "dense", "pruned"), rows)
+
+
+def _shape(dims: Sequence[int | str]) -> str:
+    return f"[{', '.join(map(str, dims))}]"
 
 
 def _show_rounds(report: PruneReport, console: Console) -> None:

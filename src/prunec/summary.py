@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from prunec.interface import Interface
 from prunec.loading import Loaded
 from prunec.metering import Meter
 from prunec.options import InspectOptions, PruneOptions
@@ -136,6 +137,7 @@ def prune_report(
         groups=tuple(group_rows(loaded.whole, _kept(loaded, counts), pruned=True)),
         removed=tuple(region.name for region in loaded.removed),
         pinned=tuple(pin_rows(loaded.whole)),
+        interface=Interface(loaded.graph, pruned.selections).rows(pruned.rewritten.graph),
         formats=tuple(written),
         checks=tuple(checks),
         sources=tuple(sources),
