@@ -140,6 +140,8 @@ def test_kv_heads_take_their_part_of_the_cache(
     assert shapes(written.input)["input_ids"] == ["batch", "sequence"]
     card = (tmp_path / "out/README.md").read_text()
     assert "Changed inputs and outputs" in card
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<td>past__0__key</td><td>batch × 4 × past × 6</td><td>batch × 2 × past × 6</td>" in page
 
 
 def test_a_pruned_cache_is_fed_back(

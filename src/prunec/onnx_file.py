@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,15 @@ __all__ = ["examples", "output_errors", "pruned_model", "verify", "verify_change
 LAW_1 = 1e-5
 """Largest relative difference: slicing changes the order of float32 sums."""
 
-TRIED = (((2, 17), (3, 29)), ((1, 17), (1, 29)), ((2, 512), (3, 1024)), ((1, 512), (1, 1024)))
+TRIED = (
+    ((2, 17), (3, 29)), ((1, 17), (1, 29)), ((2, 512), (3, 1024)), ((2, 512), (3, 512)),
+    ((1, 512), (1, 1024)),
+)  # fmt: skip
 """Batch sizes and lengths that the file is run at, where its sizes are free: the first two that
 it takes."""
+
+MOST_FREE = 4
+"""Sizes of which each may be a batch or a length, at most."""
 
 SAFE_TOKENS = 32
 
@@ -153,8 +160,8 @@ def examples(pruned: Outcome, dense: InferenceSession) -> list[Feeds]:
     graph = pruned.loaded.graph
     free = any(isinstance(d, str) for value in graph.inputs for d in value.type.shape)
     problem: Exception | None = None
-    for shapes in TRIED if free else TRIED[:1]:
-        feeds = [_seeded(graph, *shape, pruned.options.seed) for shape in shapes]
+    for batches, shapes in product(_batches(graph), TRIED if free else TRIED[:1]):
+        feeds = [_seeded(graph, batches, *shape, pruned.options.seed) for shape in shapes]
         try:
             for feed in feeds:
                 dense.run(None, feed)
@@ -171,9 +178,21 @@ def examples(pruned: Outcome, dense: InferenceSession) -> list[Feeds]:
     )
 
 
-def _seeded(graph: Graph, batch: int, length: int, seed: int) -> Feeds:
+def _batches(graph: Graph) -> list[frozenset[str]]:
+    """Which sizes may be batches: those of first dimensions, and then others too, which a file
+    that has no names for its sizes does not tell."""
+    first = frozenset(d for v in graph.inputs for d in v.type.shape[:1] if isinstance(d, str))
+    others = dict.fromkeys(d for v in graph.inputs for d in v.type.shape if isinstance(d, str))
+    others = {name: None for name in others if name in graph.symbols and name not in first}
+    if len(others) > MOST_FREE:
+        return [first]
+    some = chain.from_iterable(combinations(others, k) for k in range(len(others) + 1))
+    return [first | set(names) for names in some]
+
+
+def _seeded(graph: Graph, batches: frozenset[str], batch: int, length: int, seed: int) -> Feeds:
     rng = np.random.default_rng(seed)
-    sizes = _sizes(graph, batch, length)
+    sizes = _sizes(graph, batches, batch, length)
     feeds: Feeds = {}
     for value in graph.inputs:
         shape = [d if isinstance(d, int) else sizes[d] for d in value.type.shape]
@@ -181,13 +200,9 @@ def _seeded(graph: Graph, batch: int, length: int, seed: int) -> Feeds:
     return feeds
 
 
-def _sizes(graph: Graph, batch: int, length: int) -> dict[str, int]:
-    """First dimensions are batches; pictures are some multiples of what they must be."""
-    symbols = dict.fromkeys(graph.symbols, length)
-    for value in graph.inputs:
-        for dim in value.type.shape[:1]:
-            if isinstance(dim, str) and dim in symbols:
-                symbols[dim] = batch
+def _sizes(graph: Graph, batches: frozenset[str], batch: int, length: int) -> dict[str, int]:
+    """Of every size of run time; pictures are some multiples of what they must be."""
+    symbols = {name: batch if name in batches else length for name in graph.symbols}
     pictures = dict.fromkeys(symbols, batch + 3)
     return {
         dim: dim_size(dim, pictures if "*" in dim else symbols)
