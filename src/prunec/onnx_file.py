@@ -161,7 +161,7 @@ def examples(pruned: Outcome, dense: InferenceSession) -> list[Feeds]:
     free = any(isinstance(d, str) for value in graph.inputs for d in value.type.shape)
     problem: Exception | None = None
     for batches, shapes in product(_batches(graph), TRIED if free else TRIED[:1]):
-        feeds = [_seeded(graph, batches, *shape, pruned.options.seed) for shape in shapes]
+        feeds = [_seeded(graph, batches, n, length, pruned.options.seed) for n, length in shapes]
         try:
             for feed in feeds:
                 dense.run(None, feed)
