@@ -21,7 +21,16 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-__all__ = ["BLOCKS", "QUANTISED", "int4", "int8", "quantised_ops", "ready", "static_int8"]
+__all__ = [
+    "BLOCKS",
+    "QUANTISED",
+    "int4",
+    "int8",
+    "int8_weights",
+    "quantised_ops",
+    "ready",
+    "static_int8",
+]
 
 Batches = Iterable[Mapping[str, npt.NDArray[Any]]]
 
@@ -128,24 +137,49 @@ def static_int8(source: Path, target: Path, batches: Sequence[Mapping[str, Any]]
 
 
 def int4(source: Path, target: Path, block: int) -> None:
-    """Weights of matrix products in 4 bits, with a scale for each `block` of inputs of an output;
-    activations stay as they are."""
+    """Weights of matrix products and tables in 4 bits, with a scale for each `block` of inputs of
+    an output; activations stay as they are."""
+    model = _in_blocks(source, 4, block, ("MatMul", "Gather"))
+    ir.save(model, target, external_data=f"{target.name}.data" if _is_large(source) else None)
+
+
+def int8_weights(source: Path, target: Path, block: int) -> None:
+    """Weights of matrix products in 8 bits, with a scale for each `block` of inputs of an output,
+    and tables as int8 with one scale; activations stay as they are."""
+    large = _is_large(source)
+    between = target.with_name(f"between-{target.name}")
+    products = _in_blocks(source, 8, block, ("MatMul",))
+    ir.save(products, between, external_data=f"{between.name}.data" if large else None)
+    with _quiet():
+        quantize_dynamic(
+            between,
+            target,
+            op_types_to_quantize=["Gather"],
+            weight_type=QuantType.QInt8,
+            use_external_data_format=large,
+        )
+    for path in between.parent.glob(f"{between.name}*"):
+        path.unlink()
+
+
+def _in_blocks(source: Path, bits: int, block: int, operations: tuple[str, ...]) -> ir.Model:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    axes = {"MatMul": 0, "Gather": 1}
     with _quiet():
         made = MatMulNBitsQuantizer(
             onnx.load(source),
-            bits=4,
+            bits=bits,
             block_size=block,
             is_symmetric=True,
             accuracy_level=4,
-            op_types_to_quantize=("MatMul", "Gather"),
-            quant_axes=(("MatMul", 0), ("Gather", 1)),
+            op_types_to_quantize=operations,
+            quant_axes=tuple((name, axes[name]) for name in operations),
         )
         made.process()
-    model = ir.from_proto(made.model.model)
+    model: ir.Model = ir.from_proto(made.model.model)
     RemoveUnusedNodesPass()(model)
-    ir.save(model, target, external_data=f"{target.name}.data" if _is_large(source) else None)
+    return model
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

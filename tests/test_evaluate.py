@@ -53,8 +53,16 @@ def table(seed: int, features: int = SIZE) -> Array:
     return np.random.default_rng(seed).standard_normal((SIZE, features)).astype(np.float32)
 
 
-def bigram_onnx(path: Path, weight: Array, *, output: str = "logits", mixed: bool = False) -> Path:
-    """Each token's output is a row of `weight`; `mixed` adds the mean over the whole text."""
+def bigram_onnx(
+    path: Path,
+    weight: Array,
+    *,
+    output: str = "logits",
+    mixed: bool = False,
+    scaled: bool = False,
+) -> Path:
+    """Each token's output is a row of `weight`; `mixed` adds the mean over the whole text, and
+    `scaled` rounds all of it to 8 bits with one scale."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nodes = [helper.make_node("Gather", ["weight", "input_ids"], ["rows"])]
     last = "rows"
@@ -62,6 +70,11 @@ def bigram_onnx(path: Path, weight: Array, *, output: str = "logits", mixed: boo
         nodes.append(helper.make_node("ReduceMean", ["rows", "axes"], ["mean"], keepdims=1))
         nodes.append(helper.make_node("Add", ["rows", "mean"], ["sum"]))
         last = "sum"
+    if scaled:
+        parts = ["whole", "scale", "zero"]
+        nodes.append(helper.make_node("DynamicQuantizeLinear", [last], parts))
+        nodes.append(helper.make_node("DequantizeLinear", parts, ["rounded"]))
+        last = "rounded"
     nodes.append(helper.make_node("Identity", [last], [output]))
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
     out_shape = ["batch", "length", weight.shape[1]]
@@ -210,6 +223,24 @@ def test_scores_that_see_later_tokens_are_no_language_model(
     common = ["--data", text, "--tokenizer", tokenizer, "--window", 16]
     (row,) = document(capsys, "eval", masked, *common)["rows"]
     assert (row["perplexity"], row["similarity"]) == (None, None)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_scale_of_all_tokens_hides_no_language_model(
+    ahead: bool, tmp_path: Path, text: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A last token of its own scale moves all others; a table of the text still knows what comes
+    next, and one that repeats what it reads is an encoder."""
+    read = np.array([VOCABULARY.index(word) for word in TEXT.split()])
+    weight = 0.1 * table(5)
+    weight[read[:-1], read[1:] if ahead else read[:-1]] += 5
+    weight[read[0]] *= 4
+    model = bigram_onnx(tmp_path / "scaled.onnx", weight, scaled=True)
+    common = ["--data", text, "--tokenizer", tokenizer, "--window", 16]
+    (row,) = document(capsys, "eval", model, *common)["rows"]
+    assert (row["perplexity"] is not None) is ahead
+    if ahead:
+        assert 1 < row["perplexity"] < 10
 
 
 def test_what_eval_refuses(

@@ -62,8 +62,11 @@ def logits(path: Path) -> np.ndarray:
 
 CASES = {
     "int8": (("--quantize", "int8"), "MatMulInteger", 0.1),
+    "int8 weights": (
+        ("--quantize", "int8", "--activations", "float", "--block", "16"), "MatMulNBits", 0.03,
+    ),
     "int4": (("--quantize", "int4", "--block", "16"), "MatMulNBits", 0.4),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -93,6 +93,7 @@ def sparsify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     short_help="Store weights in 8 or 4 bits, as an ONNX file.",
     epilog="""
     prunec quantize ./small -o small-int8 --quantize int8
+    prunec quantize ./small -o small-int8 --quantize int8 --activations float
     prunec quantize small/onnx/model.onnx -o small-int4 --quantize int4 --block 32
     prunec quantize ./small -o small-static --quantize int8 --activations static --calibration t.txt
     """,
@@ -104,15 +105,16 @@ def sparsify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     "--activations",
     metavar="NAME",
     heading=HOW,
-    help="With int8: dynamic (default), scaled as they come, or static, scaled as in calibration.",
+    help="With int8: dynamic (default), scaled as they come, static, scaled as in calibration, or "
+    "float, left as they are; float is what models with large activations need.",
 )
 @option(
     "--block",
     type=int,
     metavar="N",
     heading=HOW,
-    help="With int4: inputs that share a scale: 16, 32, 64, 128 or 256. Prune with --round-to N, "
-    "so that it divides the widths. [32]",
+    help="With int4 or float: inputs that share a scale: 16, 32, 64, 128 or 256. Prune with "
+    "--round-to N, so that it divides the widths. [32]",
 )
 @CALIBRATION
 @option("--overwrite", is_flag=True, heading=WRITE, help="Replace OUT when all is done.")

@@ -7,8 +7,10 @@ of every window and of its 1,024. The perplexity is the exponential of the mean 
 log-likelihood of every token but the first of each window.
 
 Whether a model is a language model is found by running it: it scores every token of the
-vocabulary, and a later token does not change what it says at earlier ones. Of any other model the
-mean output over the tokens is compared, or, where it gives one vector for each text, that one.
+vocabulary, and a later token does not change what it says at earlier ones. Where activations are
+quantised as they come, with one scale for all tokens, it does; there the next token must be more
+likely than the token that is read. Of any other model the mean output over the tokens is compared,
+or, where it gives one vector for each text, that one.
 """
 
 from __future__ import annotations
@@ -192,7 +194,8 @@ def _measured(outputs: dict[str, Array], artifact: Artifact) -> tuple[str, Array
 def _is_language_model(
     runner: Runner, predict: Predict, corpus: Corpus, artifact: Artifact
 ) -> bool:
-    """Scores for every token of the vocabulary that do not depend on later tokens.
+    """Scores for every token of the vocabulary that do not depend on later tokens, unless by a
+    common scale of all of them.
 
     Exporters call outputs as they like; what is called logits may be narrower than the tokenizer.
     """
@@ -202,10 +205,28 @@ def _is_language_model(
     scores = first.shape[-1] >= corpus.vocabulary or name == "logits" or name.isdigit()
     if first.ndim != 3 or not scores or first.shape[-1] <= corpus.windows.max():
         return False
+    if _scaled(artifact):
+        return _foretells(first[0], tokens[0])
     changed = tokens.copy()
     changed[:, -1] = tokens[:, 0] if tokens[0, -1] != tokens[0, 0] else (tokens[:, 0] == 0)
     before, after = first[:, :-1], predict(changed)[:, :-1]
     return bool(np.abs(after - before).max() <= 1e-3 * np.abs(before).max())
+
+
+def _scaled(artifact: Artifact) -> bool:
+    """Whether all tokens share scales that are found while the model runs."""
+    if artifact.kind != "onnx":
+        return False
+    from prunec.backends.onnx_quantize import quantised_ops
+
+    return "DynamicQuantizeLinear" in quantised_ops(Path(artifact.location))
+
+
+def _foretells(logits: Array, tokens: Array) -> bool:
+    """Whether the next token is likelier than the one that is read, which an encoder repeats."""
+    ahead = np.concatenate(list(_losses(logits[:-1], tokens[1:])))
+    same = np.concatenate(list(_losses(logits[:-1], tokens[:-1])))
+    return bool(ahead.mean() < same.mean())
 
 
 def _pooled(predict: Predict, windows: Array, advance: Callable[[int], None]) -> Array:

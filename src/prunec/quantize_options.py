@@ -14,20 +14,26 @@ from prunec.run_options import RunOptions, known
 __all__ = ["QuantizeOptions"]
 
 KINDS = ("int8", "int4")
-ACTIVATIONS = ("dynamic", "static")
+ACTIVATIONS = ("dynamic", "static", "float")
 BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class QuantizeOptions(RunOptions):
-    """One quantisation to ONNX. `activations` are quantised while the model runs (`dynamic`) or
-    with ranges seen in calibration (`static`); `block` inputs share a scale in 4 bits."""
+    """One quantisation to ONNX. `activations` are quantised while the model runs (`dynamic`), with
+    ranges seen in calibration (`static`) or not at all (`float`, and always in 4 bits); `block`
+    inputs of an output then share a scale."""
 
     verb: ClassVar[str] = "quantize"
 
     quantize: str = ""
     activations: str = "dynamic"
     block: int = 32
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether weights alone are quantised, in blocks."""
+        return self.quantize == "int4" or self.activations == "float"
 
     def settle(self) -> QuantizeOptions:
         problems = list(self._problems())

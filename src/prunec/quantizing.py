@@ -12,7 +12,14 @@ import numpy as np
 
 from prunec import __version__
 from prunec.backends.onnx_check import open_session
-from prunec.backends.onnx_quantize import int4, int8, quantised_ops, ready, static_int8
+from prunec.backends.onnx_quantize import (
+    int4,
+    int8,
+    int8_weights,
+    quantised_ops,
+    ready,
+    static_int8,
+)
 from prunec.calibrating import Calibrated
 from prunec.card import CAUTION, formats, front_matter, how, joined, model_name
 from prunec.emission import emit
@@ -154,6 +161,8 @@ class _Run(Run[QuantizeOptions]):
     def _quantise(self, source: Path, target: Path, calibrated: Calibrated | None) -> None:
         if self.options.quantize == "int4":
             int4(source, target, self.options.block)
+        elif self.options.activations == "float":
+            int8_weights(source, target, self.options.block)
         elif self.options.activations == "dynamic":
             int8(source, target)
         else:
@@ -164,7 +173,7 @@ class _Run(Run[QuantizeOptions]):
         """Weights whose last block is filled up with zeros, which costs memory and time."""
         block = self.options.block
         found = tuple(name for name, inputs in weights if inputs % block)
-        if self.options.quantize != "int4" or not found:
+        if not self.options.in_blocks or not found:
             return ()
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         told = Diagnostic(
@@ -208,10 +217,10 @@ def _card(report: QuantizeReport) -> str:
     name = markdown(model_name(report.model))
     size = report.formats[0].bytes
     choices = {"weights": report.quantize}
-    if report.quantize == "int4":
-        choices["block"] = str(report.block)
-    else:
+    if report.quantize == "int8":
         choices["activations"] = report.activations
+    if report.quantize == "int4" or report.activations == "float":
+        choices["block"] = str(report.block)
     errors = [
         f"On {markdown(source)} the outputs move by {error:.3g} of their norm."
         for source, error in report.error.items()
