@@ -41,7 +41,7 @@ class _Masked(Program):
     ) -> None:
         super().__init__(coupling.graph, weights, in_double)
         self.symbols: dict[str, int] = {}
-        self.selections = selections
+        self.selections, self.positions = selections, coupling.positions
         types = coupling.graph.types
         smaller = {op.result: op for op in rewritten.graph.ops}
         for i, op in enumerate(coupling.graph.ops):
@@ -100,11 +100,20 @@ class _Masked(Program):
                 for dim, keep in dims:
                     inner[name] = inner[name].index_select(dim, keep)
             return tuple(
-                _scattered(value, dims, self._now(type_))
-                for value, dims, type_ in zip(run(inner), scatters, op.types, strict=True)
+                self._told(name, _scattered(value, dims, self._now(type_)))
+                for name, value, dims, type_ in zip(
+                    op.results, run(inner), scatters, op.types, strict=True
+                )
             )
 
         return step
+
+    def _told(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Positions among the indices that stay as positions among all."""
+        axis = self.positions.get(name)
+        if axis is None or not any(a.name in self.selections for a in atoms(axis)):
+            return value
+        return torch.from_numpy(kept_positions(axis, self.selections))[value]
 
     def _kept(self, type_: TensorType) -> list[tuple[int, torch.Tensor]]:
         return [

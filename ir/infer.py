@@ -58,6 +58,9 @@ class Typing:
     sizes: RuntimeSizes = field(default_factory=RuntimeSizes)
     inner: dict[str, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    positions: dict[str, AxisId] = field(default_factory=dict)
+    choices: list[tuple[AxisId, int]] = field(default_factory=list)
+    shares: list[tuple[AxisId, str, object]] = field(default_factory=list)
     _index: int = 0
     _understood: set[str] = field(default_factory=set)
     _symbols: dict[str, AxisId] = field(default_factory=dict)
@@ -164,6 +167,53 @@ class Typing:
             self.inner[inner] = source.name
         return Ref(inner)
 
+    # -- choices ------------------------------------------------------------------------
+
+    def choose(self, axis: AxisId, count: int, value: str) -> None:
+        """The operation chooses `count` indices of an axis; the entries of `value` are their
+        positions, which mean the same wherever they select from that axis."""
+        self.axes.mark(axis, "chosen", f"`{self.graph.ops[self._index].name}` chooses from it")
+        self.counted(axis)
+        self.choices.append((axis, count))
+        self.positions[value] = axis
+
+    def select(self, arg: Arg, axis: AxisId) -> None:
+        """The current operation selects indices of `axis` by the entries of `arg`."""
+        if isinstance(arg, Ref) and arg.name in self.positions:
+            self.understood(arg.name)
+            self.axes.unify(axis, self.positions[arg.name])
+            return
+        self.axes.mark(axis, "index", "data select from it")
+
+    def shared_out(self, axis: AxisId, reason: str) -> None:
+        """The indices of an axis share out a whole (softmax). Where the program then chooses among
+        them, the whole is shared by those that stay; any other such axis is pinned."""
+        self.counted(axis)
+        self.shares.append((axis, reason, self.axes.where))
+
+    def _follow_positions(self, op: Op) -> None:
+        """Positions stay what they are where only their layout changes; what else is done with
+        them depends on which indices there are."""
+        for name in dict.fromkeys(op.operands):
+            if name not in self.positions or name in self._understood:
+                continue
+            if op.name.rsplit(".", 1)[0] in self.dialect.layouts:
+                self.positions |= dict.fromkeys(op.results, self.positions[name])
+                continue
+            self.axes.pin(self.positions[name], f"`{op.name}` works with positions along it")
+
+    def _settle_choices(self) -> None:
+        for name, result in self.graph.outputs:
+            if result in self.positions:
+                self.axes.pin(
+                    self.positions[result], f"graph output `{name}` tells positions in it"
+                )
+        for axis, reason, where in self.shares:
+            marks = [self.axes.marks(leaf) for leaf in self.axes.leaves(axis)]
+            if not all(any(m.kind == "chosen" for m in found) for found in marks):
+                self.axes.where = where
+                self.axes.pin(axis, reason)
+
     # -- signatures ---------------------------------------------------------------------
 
     def apply(
@@ -243,6 +293,7 @@ class Typing:
             self.axes.where = op
             self._step(op)
         self._interface()
+        self._settle_choices()
         return self
 
     def _interface(self) -> None:
@@ -306,6 +357,8 @@ class Typing:
                     self.sizes.opaque(self, name)
         for name, type_, dims in zip(op.results, op.types, results, strict=True):
             self.dims[name] = self._checked(op, type_, dims)
+        if self.positions:
+            self._follow_positions(op)
 
     def _checked(self, op: Op, type_: TensorType, dims: Dims) -> Dims:
         """A rule's answer must have the shape that the tracer saw."""
@@ -322,6 +375,8 @@ class Typing:
             self.sizes.opaque(self, name)
             if name in self.dims:
                 self.pin(self.dims[name], reason)
+            if name in self.positions:
+                self.axes.pin(self.positions[name], reason)
         for name, type_ in zip(op.results, op.types, strict=True):
             self.dims[name] = self.fresh(type_.shape, reason)
 
@@ -338,11 +393,12 @@ Rule = Callable[[Typing, Op], list[Dims] | None]
 @dataclass(frozen=True)
 class Dialect:
     """The rules of one op vocabulary: signatures by name, functions by name, and the default
-    for operations marked as pointwise."""
+    for operations marked as pointwise. `layouts` are those that leave every entry as it is."""
 
     signatures: Mapping[str, str]
     rules: Mapping[str, Rule]
     pointwise: Rule
+    layouts: frozenset[str] = frozenset()
     _found: dict[tuple[str, bool], Rule | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -22,7 +22,8 @@ AxisId = int
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A fact about an atom. `pin` forbids pruning it, `norm` says that a statistic is taken
-    over it, `index` that data select from it; `where` is the operation responsible, or a text."""
+    over it, `index` that data select from it, `chosen` that the program itself chooses some of its
+    indices, by which it then selects; `where` is the operation responsible, or a text."""
 
     kind: str
     reason: str

@@ -104,14 +104,16 @@ def compress(
     step: Callable[[], None] = lambda: None,
     chosen: Mapping[str, Selection] | None = None,
     journal: Journal | None = None,
+    scored: Mapping[str, Scores] | None = None,
 ) -> Compressed:
     """Choose which indices of each group stay and refit their consumers.
 
     `counts` says how many stay. Without a stream the criterion must not need one and nothing is
     refitted. With one, each site is scored on the inputs that the pruned program gives it.
-    `chosen` are selections already made, which are followed without scoring. Sites that the
-    `journal` has are taken from it; the others go into it.
+    `chosen` are selections already made, which are followed without scoring; `scored` are scores
+    already known by group. Sites that the `journal` has are taken from it; the others go into it.
     """
+    scored = scored or {}
     result = Compressed(weights=stream.replaced if stream is not None else {})
     current = _Current(weights, result.weights)
     for number, site in enumerate(sites(coupling, groups)):
@@ -122,12 +124,19 @@ def compress(
                 stream.replace(known[1])
             step()
             continue
-        open_ = [g for g in site.groups if chosen is None and counts[g.name] < g.size]
+        open_ = [
+            g
+            for g in site.groups
+            if chosen is None and counts[g.name] < g.size and g.name not in scored
+        ]
         wants = restorer.needs if restorer is not None and not _normed(site) else frozenset()
         seen = _observe(coupling, site, open_, criterion, stream, wants)
         for group in site.groups:
             if chosen is not None:
                 result.selections[group.name] = chosen[group.name]
+            elif counts[group.name] < group.size and group.name in scored:
+                found = select(scored[group.name], counts[group.name], group)
+                result.selections[group.name] = found
             elif counts[group.name] < group.size:
                 count = counts[group.name]
                 result.selections[group.name] = _selected(

@@ -64,6 +64,7 @@ class _Coupler:
             },
             self.typing.without_rule,
             self._reads(),
+            {name: self._term(axis) for name, axis in self.typing.positions.items()},
         )
 
     # -- atoms --------------------------------------------------------------------------
@@ -209,9 +210,14 @@ class _Coupler:
         producers = dict.fromkeys(ops[i].result for i in self.evidence.produced.get(atom.leaf, []))
         parent = None if atom.parent is None else self.atoms[atom.parent].name
         normed = any(m.kind == "norm" for m in self.typing.axes.marks(atom.leaf))
+        chosen = [
+            count
+            for axis, count in self.typing.choices
+            if atom.leaf in self.typing.axes.leaves(axis)
+        ]
         return Group(
             atom.name, atom.role, size, tuple(atom.places), tuple(producers), consumers,
-            parent, normed,
+            parent, normed, max(chosen, default=1),
         )  # fmt: skip
 
     def _reads(self) -> tuple[Consumer, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from prunec.ir.axes import Axis
@@ -43,7 +43,8 @@ class Group:
 
     `role` is what the axis is to the model (`neuron`, `query_head`, ...). `parent` names the group
     under each index of which another selection may be made, where only the counts must agree.
-    `normed` says that a statistic is taken over the axis.
+    `normed` says that a statistic is taken over the axis, `least` how many indices must stay:
+    more than one where the program chooses so many of them.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Group:
     consumers: tuple[Consumer, ...] = ()
     parent: str | None = None
     normed: bool = False
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Coupling:
     `normed` lists the operations that take a statistic over an axis that a group carries.
     `reads` are all places where a layer sums over a dimension of its weight, in the order of the
     program, whether the axis is pinned or not; `weight.dim` counts the dimensions as the layer
-    sees them.
+    sees them. `positions` names values whose entries are positions in an axis, and that axis.
     """
 
     graph: Graph
@@ -87,6 +89,7 @@ class Coupling:
     normed: Mapping[str, tuple[Axis, ...]]
     without_rule: Mapping[str, int]
     reads: tuple[Consumer, ...] = ()
+    positions: Mapping[str, Axis] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

@@ -1,10 +1,11 @@
 """Roles of axes, from structure alone.
 
 An axis contracted between two computed values is a `head_dim`, one that both share beside it a
-head; one that data select from is a `vocab`; one that a weight shares with its input as a batch
-an `expert`; one of these that a softmax runs over a `position`; one that only leaves the graph an
-`output`; one around which a residual connection leads is `hidden`; any other between two linear
-layers is a `neuron`, between convolutions a `channel`.
+head; one that data select from is a `vocab`; one that a weight shares with its input as a batch,
+or of which the program chooses indices, an `expert`; one of these that a softmax runs over a
+`position`; one that only leaves the graph an `output`; one around which a residual connection
+leads is `hidden`; any other between two linear layers is a `neuron`, between convolutions a
+`channel`.
 """
 
 from __future__ import annotations
@@ -194,6 +195,8 @@ def role_of(typing: Typing, evidence: Evidence, leaf: AxisId) -> str:
     votes = evidence.votes.get(leaf, Counter())
     if any(mark.kind == "index" for mark in marks) and not votes:
         return "vocab"
+    if any(mark.kind == "chosen" for mark in marks):
+        return "expert"
     if any(mark.reason.startswith("graph output") for mark in marks) and not evidence.consumed.get(
         leaf
     ):

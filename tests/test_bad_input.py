@@ -143,7 +143,7 @@ def test_no_such_model(place: Place) -> None:
         ("params=banana", "is not a quantity"),
         ("banana", "METRIC=VALUE"),
         ("params=48.2k", "leaves nothing to do"),
-        ("latency=50%", "cannot be planned for yet"),
+        ("latency=2GB", "no unit"),
     ],
 )
 def test_a_bad_target(target: str, says: str, place: Place) -> None:

@@ -156,7 +156,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["prune", "m", "-o", "x", "--target", "params=100%"], "nothing to do"),
         (["prune", "m", "-o", "x", "--target", "params=150%"], "more than the whole"),
         (["prune", "m", "-o", "x", "--target", "banana"], "METRIC=VALUE"),
-        (["prune", "m", "-o", "x", "--target", "latency=80ms"], "yet"),
+        (["prune", "m", "-o", "x", "--target", "latency=80ms", "--runtime", "abacus"], "'abacus'"),
         (["prune", "m", "-o", "x", "--target", "params=75%", "--plan", "p"], "a plan already"),
         (["prune", "m", "-o", "x", "--plan", "nope.json"], "does not exist"),
         (["prune", "-o", "x", "--recipe", "nope.yaml"], "does not exist"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prunec.ir.diagnostics import Exit, PrunecError
-from prunec.target import METRICS, SUPPORTED, parse_target, parse_targets
+from prunec.target import METRICS, TIMED, parse_target, parse_targets
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,20 @@ def test_mistakes(text: str, code: str, says: str) -> None:
     assert caught.value.exit_code is Exit.USAGE
 
 
-@pytest.mark.parametrize("text", ["latency=80ms", "latency=60%", "speedup=1.5x"])
-def test_metrics_to_come_are_understood_and_refused(text: str) -> None:
-    with pytest.raises(PrunecError) as caught:
-        parse_target(text)
-    (problem,) = caught.value.diagnostics
-    assert problem.code == "P803"
-    assert "yet" in problem.message
+@pytest.mark.parametrize(
+    ("text", "dense", "limit"),
+    [("latency=80ms", 0.5, 0.08), ("latency=60%", 0.5, 0.3), ("speedup=1.5x", 0.6, 0.4)],
+)
+def test_targets_in_time_are_in_seconds(text: str, dense: float, limit: float) -> None:
+    target = parse_target(text)
+    assert target.timed
+    assert target.limit(dense) == pytest.approx(limit)
+    assert target.show(limit) == f"{1000 * limit:.1f} ms"
+    assert target.met(dense, 1.04 * limit)
+    assert not target.met(dense, 1.06 * limit)
 
 
-def test_a_metric_to_come_is_still_checked() -> None:
+def test_units_of_time() -> None:
     with pytest.raises(PrunecError, match="P801"):
         parse_target("latency=2GB")
     with pytest.raises(PrunecError, match="P805"):
@@ -100,5 +104,5 @@ def test_a_count_that_the_model_is_within_already() -> None:
     assert "--target memory=75%" in told.help
 
 
-def test_supported_metrics_are_metrics() -> None:
-    assert set(SUPPORTED) <= set(METRICS)
+def test_timed_metrics_are_metrics() -> None:
+    assert set(TIMED) <= set(METRICS)

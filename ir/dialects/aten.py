@@ -82,12 +82,13 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(
         (
-            "aten.softmax aten._softmax aten.log_softmax aten._log_softmax aten.cumsum "
+            "aten.log_softmax aten._log_softmax aten.cumsum "
             "aten.cumprod aten.logcumsumexp aten.argsort aten._safe_softmax"
         ).split(),
         entries.along_first,
     ),
     **dict.fromkeys(("aten.sort", "aten.cummax", "aten.cummin"), entries.sort),
+    **dict.fromkeys(("aten.softmax", "aten._softmax"), entries.softmax),
     "aten.topk": entries.topk,
     **dict.fromkeys(("aten.roll", "aten.flip"), entries.moved_within),
     **dict.fromkeys(("aten.triu", "aten.tril"), entries.triangle),
@@ -194,4 +195,13 @@ RULES |= dict.fromkeys(
     entries.pointwise,
 )
 
-ATEN = Dialect(SIGNATURES, RULES, entries.pointwise)
+LAYOUTS = frozenset(
+    (
+        "aten.view aten.reshape aten._unsafe_view aten.flatten aten.unflatten aten.to "
+        "aten._to_copy aten.clone aten.contiguous aten.detach aten.alias aten.unsqueeze "
+        "aten.squeeze aten.expand aten.permute aten.transpose aten.t aten.repeat_interleave "
+        "aten.slice aten.select aten.narrow aten.split aten.chunk aten.unbind"
+    ).split()
+)
+
+ATEN = Dialect(SIGNATURES, RULES, entries.pointwise, LAYOUTS)

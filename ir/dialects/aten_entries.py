@@ -29,6 +29,7 @@ __all__ = [
     "rms_norm",
     "same",
     "similarity",
+    "softmax",
     "sort",
     "topk",
     "triangle",
@@ -125,6 +126,13 @@ def along_first(t: Typing, op: Op) -> list[Dims]:
     return [list(x) for _ in op.results]
 
 
+def softmax(t: Typing, op: Op) -> list[Dims]:
+    """The shape stays; the indices of a dimension share out a whole."""
+    x = t.of(op.args[0])
+    t.shared_out(x[dim_of(argument(op, 1, "dim", -1), len(x))], f"`{op.name}` runs over it")
+    return [list(x)]
+
+
 def sort(t: Typing, op: Op) -> list[Dims]:
     x = t.of(op.args[0])
     t.axes.pin(x[dim_of(argument(op, 1, "dim", -1), len(x))], f"`{op.name}` runs over it")
@@ -134,7 +142,10 @@ def sort(t: Typing, op: Op) -> list[Dims]:
 def topk(t: Typing, op: Op) -> list[Dims]:
     x = list(t.of(op.args[0]))
     d = dim_of(argument(op, 2, "dim", -1), len(x))
-    t.axes.mark(x[d], "pin", f"`{op.name}` chooses from it")
+    if isinstance(op.args[1], int) and len(op.results) == 2:
+        t.choose(x[d], op.args[1], op.results[1])
+    else:
+        t.axes.pin(x[d], f"`{op.name}` chooses from it")
     x[d] = t.fresh(op.types[0].shape[d : d + 1], f"chosen by `{op.name}`")[0]
     return [list(x) for _ in op.results]
 

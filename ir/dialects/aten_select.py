@@ -26,7 +26,7 @@ def index(t: Typing, op: Op) -> list[Dims] | None:
     x = t.of(op.args[0])
     at = _indexed(t, op)
     for i in at or ():
-        t.axes.mark(x[i], "index", "data select from it")
+        t.select(cast(tuple[Arg, ...], op.args[1])[i], x[i])
     return None if at is None else [_chosen(t, op, at)]
 
 
@@ -54,7 +54,7 @@ def _chosen(t: Typing, op: Op, at: list[int]) -> Dims:
 def index_select(t: Typing, op: Op) -> list[Dims]:
     x = list(t.of(op.args[0]))
     d = dim_of(op.args[1], len(x))
-    t.axes.mark(x[d], "index", "data select from it")
+    t.select(op.args[2], x[d])
     x[d] = t.of(op.args[2])[0]
     return [x]
 
@@ -72,7 +72,7 @@ def _other_dims(t: Typing, op: Op, d: int, left: Dims, right: Dims) -> None:
 def gather(t: Typing, op: Op) -> list[Dims]:
     x, chosen = t.of(op.args[0]), t.of(op.args[2])
     d = dim_of(op.args[1], len(x))
-    t.axes.mark(x[d], "index", "data select from it")
+    t.select(op.args[2], x[d])
     _other_dims(t, op, d, x, chosen)
     return [chosen]
 

@@ -22,7 +22,7 @@ class Budget:
 
     The cost never falls when a count grows. `round_to` is the multiple that widths are rounded to
     where a group is wide enough; `allowed` names the only counts of some groups, which may stay
-    whole too.
+    whole too. No count is below the group's own `least`.
     """
 
     cost: Callable[[Mapping[str, int]], float]
@@ -38,9 +38,10 @@ class Budget:
         choices = (self.allowed or {}).get(group.name)
         if choices is None:
             step = self._step(group)
-            below = int(count // step) * step
-            choices = [c for c in (below, below + step) if 0 < c < group.size]
-        return min([*choices, group.size], key=lambda c: (abs(c - count), -c))
+            below = int(max(count, group.least) // step) * step
+            choices = [c for c in (below, below + step) if c < group.size]
+        fit = [c for c in choices if c >= group.least]
+        return min([*fit, group.size], key=lambda c: (abs(c - count), -c))
 
     def levels(self, group: Group) -> tuple[int, ...]:
         """All counts that `rounded` gives, ascending; the last is the whole group."""
@@ -48,7 +49,7 @@ class Budget:
         if choices is None:
             step = self._step(group)
             choices = range(step, group.size, step)
-        return tuple(sorted({*choices, group.size}))
+        return tuple(sorted({*(c for c in choices if c >= group.least), group.size}))
 
     def _step(self, group: Group) -> int:
         return self.round_to if group.size >= WIDE * self.round_to else 1

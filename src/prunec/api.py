@@ -96,9 +96,9 @@ class Model:
         line takes (`"text.txt:0.7,more.jsonl:0.3"`, `"self"`, `"none"`), or a sequence of batches,
         each given as `example` is to `load`; a module in memory needs batches unless the method
         looks at weights alone. `options` are those of `prunec prune`: `method`, `groups`, `plan`,
-        `allocate`, `restore`, `round_to`, `depth`, `batch`, `length`, `dtype`, `layout`, `formats`,
-        `seed`, `calibration_samples`, `calibration_length`, `activation_budget`,
-        `allow_interface_change`.
+        `allocate`, `restore`, `round_to`, `steps`, `depth`, `experts`, `batch`, `length`, `dtype`,
+        `runtime`, `threads`, `layout`, `formats`, `seed`, `calibration_samples`,
+        `calibration_length`, `activation_budget`, `allow_interface_change`.
 
         Raises PrunecError for wrong options and for targets that cannot be met.
         """

@@ -18,9 +18,7 @@ from prunec.runners import (
     open_torchscript,
 )
 
-__all__ = ["RUNTIMES", "Artifact", "find_artifacts", "for_runtime"]
-
-RUNTIMES = ("onnxruntime", "openvino", "torch")
+__all__ = ["Artifact", "find_artifacts", "for_runtime"]
 
 TORCHSCRIPT_SUFFIXES = {".pt", ".ts", ".torchscript"}
 

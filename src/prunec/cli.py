@@ -78,6 +78,7 @@ LEARN = "What to learn"
     prunec prune ./smollm2 -o small --target blocks=60% --groups neuron --format hf,onnx
     prunec prune ./smollm2 -o small --target params=113.3M --calibration valid.txt --verify
     prunec prune ./smollm2 -o small --target params=80% --calibration en.txt:0.7,sw.jsonl:0.3
+    prunec prune ./smollm2 -o small --target speedup=1.5x --runtime onnxruntime --format onnx
     prunec prune ./smollm2 --target flops=70% --dry-run --json > plan-report.json
     prunec prune ./smollm2 -o again --plan small/plan.json
     prunec prune -o again --recipe small/recipe.yaml
@@ -92,8 +93,8 @@ LEARN = "What to learn"
     metavar="METRIC=VALUE",
     heading=WHAT,
     help="What is to remain: params=75%, blocks=60% (without embeddings and head), flops=70%, "
-    "memory=2GB (weights and the cache of keys and values), params=113.3M. Several may be "
-    "combined.",
+    "memory=2GB (weights and the cache of keys and values), params=113.3M, speedup=1.5x, "
+    "latency=80ms. Several may be combined.",
 )
 @option("--batch", type=int, metavar="N", heading=WHAT, help="Sequences that costs are for. [1]")
 @option("--length", type=int, metavar="N", heading=WHAT, help="Tokens in each of them. [512]")
@@ -131,7 +132,34 @@ LEARN = "What to learn"
     heading=WHAT,
     help="With --groups layer or sublayer, which of them go: sleb (default), shortgpt, angular.",
 )
-@option("--round-to", type=int, metavar="N", heading=WHAT, help="Keep multiples of N. [1]")
+@option(
+    "--experts",
+    metavar="NAME",
+    heading=WHAT,
+    help="Which experts of a mixture go: reap (default), frequency, or weights (the method's own "
+    "criterion; what is used without calibration data).",
+)
+@option(
+    "--runtime",
+    metavar="NAME",
+    heading=WHAT,
+    help="What latency= and speedup= are measured in: onnxruntime (default), openvino, torch.",
+)
+@option("--threads", type=int, metavar="N", heading=WHAT, help="Threads of it. [all cores]")
+@option(
+    "--round-to",
+    type=int,
+    metavar="N",
+    heading=WHAT,
+    help="Keep multiples of N. [1; for latency= and speedup= what the runtime likes]",
+)
+@option(
+    "--steps",
+    type=int,
+    metavar="N",
+    heading=HOW,
+    help="Reach the target in N steps, each planned on what the one before has left. [1]",
+)
 @option("--plan", type=FILE, heading=WHAT, help="Keep exactly what a plan.json says.")
 @option(
     "--allow-interface-change",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunec.backends.hf_depth import Layer, Shallower, shallower
@@ -25,11 +25,13 @@ from prunec.planning import limits
 from prunec.progress import Progress
 
 __all__ = [
+    "Watched",
     "candidates",
     "choose_regions",
     "features",
     "ordered_regions",
     "single_windows",
+    "watch",
     "without",
 ]
 
@@ -108,61 +110,76 @@ def _layers(loaded: Loaded, regions: Sequence[Region]) -> list[Layer]:
     return [(path, int(number)) for path, _, number in places]
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A whole model and windows to judge its regions by; `losses` are those without some regions
+    and one more, as far as they were measured."""
+
+    loaded: Loaded
+    windows: Sequence[Mapping[str, Any]]
+    losses: dict[tuple[tuple[str, ...], str], float] = field(default_factory=dict)
+
+
+def watch(loaded: Loaded, calibrated: Calibrated) -> Watched:
+    """The model on some of the calibration data."""
+    return Watched(loaded.whole, single_windows(calibrated))
+
+
 def choose_regions(
-    loaded: Loaded, options: PruneOptions, calibrated: Calibrated, progress: Progress
+    watched: Watched, options: PruneOptions, progress: Progress
 ) -> tuple[Region, ...]:
     """The regions without which every target is met, in the order in which they go.
 
     Raises PrunecError (exit 3) when the model without all of them misses a target.
     """
+    loaded = watched.loaded
     found = candidates(loaded, options)
-    bounds = limits(Meter(loaded.whole, options.workload), options.targets)
+    bounds = limits(Meter(loaded, options.workload), options.targets)
 
     def met(gone: Sequence[Region]) -> bool:
         return _met(loaded, options, gone)
 
-    windows = single_windows(calibrated)
-    chosen = _ORDERS[options.depth](loaded.whole, found, windows, met, progress)
+    chosen = _ORDERS[options.depth](watched, found, met, progress)
     if chosen is not None:
         return tuple(chosen)
     gone = [r for r in found if r.role == "layer"] or list(found)
-    meter, dense = Meter(loaded.without(gone), options.workload), Meter(loaded.whole)
+    meter, dense = (Meter(m, options.workload) for m in (loaded.without(gone), loaded.whole))
     raise PrunecError(
         [
             Diagnostic(
                 "P403",
                 f"target {t.text} cannot be met: without every {gone[0].role}"
-                f" {meter(t.metric, {}):,} of {dense(t.metric, {}):,} {t.measure} remain",
+                f" {t.show(meter.measure(t, {}))} of {t.show(dense.measure(t, {}))} {t.measure}"
+                " remain",
                 "--target",
                 help="ask for more, or add roles to --groups",
             )
             for t, limit in bounds
-            if meter(t.metric, {}) > limit
+            if meter.measure(t, {}) > limit
         ],
         Exit.NOT_MET,
     )
 
 
 def ordered_regions(
-    loaded: Loaded, options: PruneOptions, calibrated: Calibrated, progress: Progress
+    watched: Watched, options: PruneOptions, progress: Progress
 ) -> tuple[Region, ...]:
     """Regions in the order in which they go, as many as it takes to meet every target, or all but
     the last one."""
+    loaded = watched.loaded
     found = candidates(loaded, options)
 
     def met(gone: Sequence[Region]) -> bool:
         left = [r for r in found if not overlapping(r, gone)]
         return len(left) < 2 or _met(loaded, options, gone)
 
-    order = _ORDERS[options.depth]
-    chosen = order(loaded.whole, found, single_windows(calibrated), met, progress)
-    return tuple(chosen or ())
+    return tuple(_ORDERS[options.depth](watched, found, met, progress) or ())
 
 
 def _met(loaded: Loaded, options: PruneOptions, gone: Sequence[Region]) -> bool:
     """Whether every target holds without these regions."""
     meter, dense = (Meter(m, options.workload) for m in (loaded.without(gone), loaded.whole))
-    return all(meter(t.metric, {}) <= t.limit(dense(t.metric, {})) for t in options.targets)
+    return all(meter.measure(t, {}) <= t.limit(dense.measure(t, {})) for t in options.targets)
 
 
 def single_windows(calibrated: Calibrated, most: int = WINDOWS) -> list[dict[str, Any]]:
@@ -175,24 +192,34 @@ def single_windows(calibrated: Calibrated, most: int = WINDOWS) -> list[dict[str
     ]
 
 
-Windows = Sequence[Mapping[str, Any]]
 Met = Callable[[Sequence[Region]], bool]
 
 
 def _sleb(
-    loaded: Loaded, found: Sequence[Region], windows: Windows, met: Met, progress: Progress
+    watched: Watched, found: Sequence[Region], met: Met, progress: Progress
 ) -> list[Region] | None:
     def losses(gone: Sequence[Region], left: Sequence[Region]) -> dict[str, float]:
-        score = damage_of(loaded, windows)
-        graph, stand_ins = bypassed(loaded.graph, gone)
-        graph = dce(graph)
-        variants = [bypass(graph, _moved(region, stand_ins)) for region in left]
-        total = len(left) * len(windows)
-        with progress.step(f"Choosing region {len(gone) + 1}", total) as advance:
-            run_variants(graph, loaded.weights, windows, variants, score, lambda: advance(1))
-        return {region.name: score.found(region.name).worth for region in left}
+        without = tuple(region.name for region in gone)
+        new = [region for region in left if (without, region.name) not in watched.losses]
+        measured = _losses(watched, gone, new, progress) if new else {}
+        watched.losses.update({(without, name): loss for name, loss in measured.items()})
+        return {region.name: watched.losses[without, region.name] for region in left}
 
     return greedy(found, losses, met)
+
+
+def _losses(
+    watched: Watched, gone: Sequence[Region], left: Sequence[Region], progress: Progress
+) -> dict[str, float]:
+    """The loss without what is gone and each other region."""
+    loaded, windows = watched.loaded, watched.windows
+    score = damage_of(loaded, windows)
+    graph, stand_ins = bypassed(loaded.graph, gone)
+    graph = dce(graph)
+    variants = [bypass(graph, _moved(region, stand_ins)) for region in left]
+    with progress.step(f"Choosing region {len(gone) + 1}", len(left) * len(windows)) as advance:
+        run_variants(graph, loaded.weights, windows, variants, score, lambda: advance(1))
+    return {region.name: score.found(region.name).worth for region in left}
 
 
 def _moved(region: Region, stand_ins: Mapping[str, str]) -> Region:
@@ -201,18 +228,19 @@ def _moved(region: Region, stand_ins: Mapping[str, str]) -> Region:
 
 
 def _shortgpt(
-    loaded: Loaded, found: Sequence[Region], windows: Windows, met: Met, progress: Progress
+    watched: Watched, found: Sequence[Region], met: Met, progress: Progress
 ) -> list[Region] | None:
-    return by_influence(found, _ends(loaded, found, windows, progress).influence, met)
+    return by_influence(found, _ends(watched, found, progress).influence, met)
 
 
 def _angular(
-    loaded: Loaded, found: Sequence[Region], windows: Windows, met: Met, progress: Progress
+    watched: Watched, found: Sequence[Region], met: Met, progress: Progress
 ) -> list[Region] | None:
-    return angular(found, _ends(loaded, found, windows, progress).vectors, met)
+    return angular(found, _ends(watched, found, progress).vectors, met)
 
 
-def _ends(loaded: Loaded, found: Sequence[Region], windows: Windows, progress: Progress) -> Ends:
+def _ends(watched: Watched, found: Sequence[Region], progress: Progress) -> Ends:
+    loaded, windows = watched.loaded, watched.windows
     with progress.step("Looking at the stream", len(found) + 1) as advance:
         return observe_ends(
             loaded.graph,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prunec.passes.coupling import Group, Place
 from prunec.passes.profile import Slopes, Stream
+from prunec.passes.routing import Routed
 from prunec.passes.score import Scores
 from prunec.progress import Progress
 from prunec.reports import Check, SourceRow
@@ -36,6 +37,11 @@ class Engine(Protocol):
         self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
     ) -> dict[Place, Slopes]:
         """Slopes of the loss. Raises PrunecError where gradients cannot be had."""
+
+    def routed(
+        self, loaded: Loaded, batches: Batches, groups: Sequence[Group]
+    ) -> dict[str, Routed]:
+        """What the routing says of experts, for the groups of them whose router can be read."""
 
     def felt(
         self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]

@@ -22,7 +22,7 @@ from prunec.passes.profile import Seen, Stream, Weights
 from prunec.passes.score import Criterion, Ranked
 from prunec.progress import Progress
 
-__all__ = ["PROBED", "WINDOWS", "allocate", "gather"]
+__all__ = ["PROBED", "WINDOWS", "allocate", "gather", "in_order", "share_out"]
 
 WINDOWS = 16
 """Windows that scores, curves and influences are measured on, at most."""
@@ -45,8 +45,24 @@ def allocate(
     progress: Progress,
 ) -> Counts:
     """How many indices of each group stay, with what the allocator needs gathered before."""
-    ordered = [g for site in sites(loaded.coupling, groups) for g in site.groups]
+    ordered = in_order(loaded, groups)
     evidence = gather(loaded, ordered, criterion, calibrated, allocator.needs, progress)
+    return share_out(allocator, ordered, budget, evidence, progress)
+
+
+def in_order(loaded: Loaded, groups: Sequence[Group]) -> list[Group]:
+    """Groups as allocators want them: in the order of the program."""
+    return [g for site in sites(loaded.coupling, groups) for g in site.groups]
+
+
+def share_out(
+    allocator: Allocator,
+    ordered: Sequence[Group],
+    budget: Budget,
+    evidence: Evidence,
+    progress: Progress,
+) -> Counts:
+    """How many indices of each group stay, by what was gathered."""
     if evidence.divergence is None:
         return allocator.allocate(ordered, budget, evidence)
     with _told(evidence, allocator, progress) as told:

@@ -18,76 +18,83 @@ from prunec.backends.forward import Forward
 from prunec.breakdown import writes_text
 from prunec.calibrating import Calibrated
 from prunec.damage import damage_of
-from prunec.depth import ordered_regions, single_windows, without
-from prunec.evidence import gather
+from prunec.deciding import Decided
+from prunec.depth import ordered_regions, watch, without
+from prunec.evidence import gather, in_order
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.loading import Loaded
 from prunec.options import PruneOptions
-from prunec.passes.allocators import Allocator, Counts, Evidence
-from prunec.passes.compress import sites
-from prunec.passes.coupling import Group
+from prunec.passes.allocators import Allocator, Evidence
 from prunec.passes.regions import Region
 from prunec.passes.score import Criterion, Curved
-from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
+from prunec.planning import choose_groups, make_budget, settle_uniform
 from prunec.progress import Progress
 
-__all__ = ["Joint", "plan_jointly"]
+__all__ = ["Contest", "contest"]
 
 CURVES = frozenset({"curves", "weight"})
 
 
 @dataclass(frozen=True)
-class Joint:
-    """A model without some regions and the counts of the rest; `predicted` is the increase in
-    loss that both are expected to bring, in nats a token, without refitting across layers."""
+class Contest:
+    """What width and depth are compared by: regions in the order in which they go, the loss
+    without the first of them (none, one, two ...), and what is known of the widths."""
 
     loaded: Loaded
-    choice: Choice
-    counts: Counts
-    predicted: float
-    warnings: tuple[Diagnostic, ...] = ()
+    options: PruneOptions
+    allocator: Allocator
+    order: tuple[Region, ...]
+    losses: Sequence[float]
+    evidence: Evidence
+
+    def decide(self, progress: Progress) -> Decided:
+        """The cheapest plan. Raises PrunecError when no number of regions meets the targets."""
+        widths = replace(self.options, groups=self.options.width_roles)
+        plans: list[tuple[float, Decided]] = []
+        refusals: list[PrunecError] = []
+        for count, loss in enumerate(self.losses):
+            try:
+                decided = _planned(
+                    self.loaded, self.order[:count], widths, self.allocator, self.evidence
+                )
+            except PrunecError as error:
+                if error.exit_code is not Exit.NOT_MET:
+                    raise
+                refusals.append(error)
+                continue
+            plans.append((loss - self.losses[0] + _expected(decided, self.evidence), decided))
+        if not plans:
+            raise refusals[-1]
+        expected, best = min(plans, key=lambda plan: plan[0])
+        names = ", ".join(r.name.partition("/")[0] for r in best.loaded.removed) or "no region"
+        progress.note(
+            f"{names} goes as a whole, of {len(self.order)} in order; expected loss"
+            f" +{expected:.3f} nats"
+        )
+        return best
 
 
-def plan_jointly(
+def contest(
     loaded: Loaded,
     options: PruneOptions,
     calibrated: Calibrated,
     criterion: Criterion,
     allocator: Allocator,
     progress: Progress,
-) -> Joint:
-    """The cheapest plan. Raises PrunecError when the method has no error curves, when the model
-    does not write text, or when no number of regions meets the targets."""
+) -> Contest:
+    """Measure what plans are compared by. Raises PrunecError when the method has no error curves,
+    or when the model does not write text."""
     _check(loaded, options, criterion)
-    widths = replace(options, groups=options.width_roles)
-    dense = choose_groups(loaded, widths)
-    order = ordered_regions(loaded, options, calibrated, progress)
+    dense = choose_groups(loaded, replace(options, groups=options.width_roles))
+    watched = watch(loaded, calibrated)
+    order = ordered_regions(watched, options, progress)
     evidence = gather(
-        loaded, _in_order(loaded, dense.groups), criterion, calibrated,
+        loaded, in_order(loaded, dense.groups), criterion, calibrated,
         CURVES | allocator.needs, progress,
     )  # fmt: skip
-    prefixes = [order[:k] for k in range(len(order) + 1)]
-    losses = _losses(loaded, prefixes, single_windows(calibrated), progress)
-    plans: list[Joint] = []
-    refusals: list[PrunecError] = []
-    for gone, loss in zip(prefixes, losses, strict=True):
-        try:
-            plan = _planned(loaded, gone, widths, allocator, evidence)
-        except PrunecError as error:
-            if error.exit_code is not Exit.NOT_MET:
-                raise
-            refusals.append(error)
-            continue
-        plans.append(replace(plan, predicted=plan.predicted + loss - losses[0]))
-    if not plans:
-        raise refusals[-1]
-    best = min(plans, key=lambda plan: plan.predicted)
-    names = ", ".join(r.name.partition("/")[0] for r in best.loaded.removed) or "no region"
-    progress.note(
-        f"{names} goes as a whole, of {len(order)} in order; expected loss"
-        f" +{best.predicted:.3f} nats"
-    )
-    return best
+    prefixes = [order[:count] for count in range(len(order) + 1)]
+    losses = _losses(loaded, prefixes, watched.windows, progress)
+    return Contest(loaded, options, allocator, order, losses, evidence)
 
 
 def _check(loaded: Loaded, options: PruneOptions, criterion: Criterion) -> None:
@@ -111,17 +118,13 @@ def _check(loaded: Loaded, options: PruneOptions, criterion: Criterion) -> None:
         )
 
 
-def _in_order(loaded: Loaded, groups: Sequence[Group]) -> list[Group]:
-    return [g for site in sites(loaded.coupling, groups) for g in site.groups]
-
-
 def _planned(
     loaded: Loaded,
     gone: Sequence[Region],
     options: PruneOptions,
     allocator: Allocator,
     evidence: Evidence,
-) -> Joint:
+) -> Decided:
     """The widths that the targets still ask for once the regions are gone."""
     smaller = without(loaded, gone, options) if gone else loaded
     choice = choose_groups(smaller, options)
@@ -131,13 +134,17 @@ def _planned(
         held = "hf" in options.formats
         counts, warnings = settle_uniform(smaller, choice, budget, check=held)
     else:
-        counts = allocator.allocate(_in_order(smaller, choice.groups), budget, evidence)
-    expected = sum(
+        counts = allocator.allocate(in_order(smaller, choice.groups), budget, evidence)
+    return Decided(smaller, choice, counts, (*choice.warnings, *warnings))
+
+
+def _expected(decided: Decided, evidence: Evidence) -> float:
+    """The increase in loss by the error curves of the widths, in nats a token."""
+    return sum(
         evidence.weight.get(name, 0.0) * float(evidence.curves[name][count])
-        for name, count in counts.items()
+        for name, count in decided.counts.items()
         if name in evidence.curves
     )
-    return Joint(smaller, choice, counts, expected, (*choice.warnings, *warnings))
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prunec.backends.hf_depth import Shallower
     from prunec.backends.hf_fields import Family
     from prunec.frontends.onnx import OnnxProgram
+    from prunec.timing.clock import Clock
 
 __all__ = ["Loaded", "Overlaid", "ProgramWeights", "SlicedWeights", "load"]
 
@@ -46,6 +47,7 @@ class Loaded:
 
     Once regions are `removed`, `coupling` and `cost` are those of the smaller program, under the
     names of the `whole` model, and `shallower` is the stock config without its layers, if any.
+    `clock` tells how long the program takes, where that matters.
     """
 
     source: Source
@@ -63,6 +65,7 @@ class Loaded:
     removed: tuple[Region, ...] = ()
     before: Loaded | None = None
     shallower: Shallower | None = None
+    clock: Clock | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def engine(self) -> Engine:
@@ -151,6 +154,9 @@ class SlicedWeights(Mapping[str, Array]):
         for dim, indices in self.kept.get(name, {}).items():
             array = np.take(array, indices, dim)
         return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.base
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.base)

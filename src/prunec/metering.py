@@ -10,6 +10,7 @@ from functools import cached_property
 from prunec.ir.graph import Parameter
 from prunec.loading import Loaded
 from prunec.passes.cost import Polynomial, itemsize
+from prunec.target import Target
 from prunec.workload import STORED, Workload
 
 __all__ = ["Meter"]
@@ -27,6 +28,13 @@ class Meter:
         is the two together; the last three in bytes."""
         polynomial = self._polynomials[metric]
         return self.loaded.cost.evaluate(polynomial, {**self.sizes, **counts})
+
+    def measure(self, target: Target, counts: Mapping[str, int]) -> float:
+        """What a target counts; for targets in time, the seconds that the model's clock tells."""
+        if not target.timed:
+            return self(target.metric, counts)
+        assert self.loaded.clock is not None, "a run with a target in time has a clock"
+        return self.loaded.clock.seconds(self.loaded, counts)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.passes.depth import DEPTHS
 from prunec.passes.regions import DEPTH_ROLES
+from prunec.passes.routing import EXPERTS
 from prunec.ranks import world_size
 from prunec.round_options import round_problems
 from prunec.run_options import AUTO, FORMATS, GIVEN, RunOptions, known, positive
@@ -19,9 +21,10 @@ from prunec.workload import DTYPES, STORED, Workload
 if TYPE_CHECKING:
     from prunec.passes.methods import Method
 
-__all__ = ["FORMATS", "GIVEN", "LAYOUTS", "InspectOptions", "PruneOptions"]
+__all__ = ["FORMATS", "GIVEN", "LAYOUTS", "RUNTIMES", "InspectOptions", "PruneOptions"]
 
 LAYOUTS = ("uniform", "per-layer")
+RUNTIMES = ("onnxruntime", "openvino", "torch")
 NO_WAY_BACK = {
     "hf": "it has no configuration, and its weights have other names and layouts",
     "torchscript": "TorchScript is a program of torch operators, and there is no translation back",
@@ -50,9 +53,12 @@ class PruneOptions(RunOptions):
     `method` is a preset or `criterion=...,allocate=...,restore=...` (see `passes.methods`);
     `allocate` and `restore` go before it. `auto` leaves a choice to `settle`. Empty `groups` means
     every role within blocks that the layout and formats can hold. `batch`, `length` and `dtype`
-    are what FLOPs and memory are counted for (see `Workload`). `recover_every` and `recover` are
-    those of `round_options`. With `allow_interface_change` an ONNX file may read and give a smaller
-    cache of keys and values.
+    are what FLOPs and memory are counted for (see `Workload`). Targets in time are measured in
+    `runtime` on `threads` threads (None: all that it takes) at the same batch and length; with
+    them `round_to` None is what the runtime likes, else 1. The target is reached in `steps`, each
+    planned on what the one before has left. `recover_every` and `recover` are those of
+    `round_options`. With `allow_interface_change` an ONNX file may read and give a smaller cache of
+    keys and values.
     """
 
     verb: ClassVar[str] = "prune"
@@ -61,11 +67,15 @@ class PruneOptions(RunOptions):
     method: str = AUTO
     groups: tuple[str, ...] = ()
     layout: str = "uniform"
-    round_to: int = 1
+    round_to: int | None = None
+    steps: int = 1
     depth: str = DEPTHS[0]
+    experts: str = EXPERTS[0]
     batch: int = Workload.batch
     length: int = Workload.length
     dtype: str = AUTO
+    runtime: str = RUNTIMES[0]
+    threads: int | None = None
     restore: str = AUTO
     allocate: str = AUTO
     plan: Path | None = None
@@ -160,10 +170,14 @@ class PruneOptions(RunOptions):
         for name in self.groups:
             yield from known("--groups", name, ROLES)
         yield from known("--depth", self.depth, DEPTHS)
+        yield from known("--experts", self.experts, EXPERTS)
         yield from known("--dtype", self.dtype, (AUTO, *DTYPES))
+        yield from known("--runtime", self.runtime, RUNTIMES)
+        yield from positive("--threads", self.threads)
         yield from positive("--batch", self.batch)
         yield from positive("--length", self.length)
         yield from positive("--round-to", self.round_to)
+        yield from positive("--steps", self.steps)
         yield from self.common_problems()
         yield from self._conflicts()
         yield from round_problems(self)
@@ -175,6 +189,15 @@ class PruneOptions(RunOptions):
                 "several processes keep no state to go on from",
                 "--recover-every" if self.recover_every else "--resume",
                 help="leave it out, or run one process",
+            )
+        if self.steps > 1 and (self.recover_every or self.model.endswith(".onnx")):
+            yield Diagnostic(
+                "P816",
+                "rounds with recovery are steps themselves"
+                if self.recover_every
+                else "an ONNX file is pruned at once",
+                "--steps",
+                help="leave it out",
             )
         others = [name for name in self.formats if name in NO_WAY_BACK]
         if self.model.endswith(".onnx") and others:
@@ -199,6 +222,7 @@ class PruneOptions(RunOptions):
                 help="say what remains, for example --target params=75%, or give --plan plan.json",
             )
         yield from _depth_problems(self)
+        yield from _time_problems(self)
         if self.targets and self.plan is not None:
             yield Diagnostic(
                 "P813",
@@ -245,11 +269,42 @@ def _needs_data(method: Method) -> bool:
     return bool(needs) or method.restore != "none"
 
 
+def _time_problems(options: PruneOptions) -> Iterable[Diagnostic]:
+    """Runs in which nothing can be timed."""
+    if not any(target.timed for target in options.targets):
+        return
+    if options.runtime in RUNTIMES and find_spec(options.runtime) is None:
+        yield not_installed(options.runtime)
+    obstacles = {
+        "of an ONNX file": options.model.endswith(".onnx"),
+        "in several processes, which disturb one another": world_size() > 1,
+    }
+    for where, stands in obstacles.items():
+        if stands:
+            yield Diagnostic(
+                "P816",
+                f"the time {where} is not planned for",
+                "--target",
+                help="ask for flops=70%, and measure what came out with `prunec bench`",
+            )
+
+
+def not_installed(runtime: str) -> Diagnostic:
+    """What to say of a runtime that is not there."""
+    return Diagnostic(
+        "P862",
+        f"{runtime} is not installed",
+        "--runtime",
+        help=f"pip install {runtime}, or choose another --runtime",
+    )
+
+
 def _depth_problems(options: PruneOptions) -> Iterable[Diagnostic]:
     """Runs in which nothing can go as a whole."""
     obstacles = {
         "from an ONNX file, which is edited in place": options.model.endswith(".onnx"),
         "in rounds": bool(options.recover_every),
+        "in steps": options.steps > 1,
         "in several processes, each of which would choose for itself": world_size() > 1,
     }
     for where, stands in obstacles.items():

@@ -22,6 +22,7 @@ from prunec.masking import MaskedWeights, gives_logits
 from prunec.passes.compress import select
 from prunec.passes.coupling import Group, Place
 from prunec.passes.profile import Slopes, Stream, Weights
+from prunec.passes.routing import Routed
 from prunec.passes.score import Scores
 from prunec.progress import Progress
 from prunec.reports import Check, SourceRow
@@ -63,6 +64,11 @@ class OrtEngine:
             " checkpoint that the file was exported from",
             exit_code=Exit.USAGE,
         )
+
+    def routed(
+        self, loaded: Loaded, batches: Batches, groups: Sequence[Group]
+    ) -> dict[str, Routed]:
+        return {}  # experts of a file are pinned: no rule follows what its operations choose
 
     def felt(
         self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 from prunec.card import SHOWN, model_name, told_calibration
 from prunec.escape import printable
 from prunec.reports import GroupRow, PinRow, PruneReport
-from prunec.show import alike, amount, kind_of_pin, measured_on, patterns, perplexity
+from prunec.show import (
+    alike,
+    amount,
+    in_unit,
+    kind_of_pin,
+    measured_on,
+    patterns,
+    perplexity,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -106,6 +114,7 @@ def render_page(report: PruneReport, recipe: str = "") -> str:
         pinned=_pinned(report.pinned),
         unrestored=sorted(report.notes.get("unrestored", {}).items()),
         amount=amount,
+        in_unit=in_unit,
         perplexity=perplexity,
         measured_on=measured_on,
     )

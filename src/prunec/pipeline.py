@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from prunec.calibrating import Calibrated
 from prunec.card import render_card
+from prunec.deciding import Decided
 from prunec.emission import emit
-from prunec.evidence import allocate
+from prunec.evidence import gather, in_order, share_out
 from prunec.ir.axes import Selection
+from prunec.ir.diagnostics import Diagnostic
 from prunec.journal import StateJournal
 from prunec.loading import Loaded, Overlaid, load
 from prunec.options import InspectOptions, PruneOptions
 from prunec.output import Formats
 from prunec.page import render_page
-from prunec.passes.allocators import ALLOCATORS, Allocator, Budget
+from prunec.passes.allocators import ALLOCATORS, Allocator, Budget, Evidence
 from prunec.passes.compress import Compressed, compress, sites
 from prunec.passes.criteria import CRITERIA, Random
 from prunec.passes.criteria.gradient import gradient_places
@@ -28,7 +30,8 @@ from prunec.passes.methods import parse_method
 from prunec.passes.profile import Stream, Weights
 from prunec.passes.restore import RESTORERS
 from prunec.passes.rewrite import Rewritten, rewrite
-from prunec.passes.score import Criterion, Sloped
+from prunec.passes.routing import expert_scores
+from prunec.passes.score import Criterion, Scores, Sloped
 from prunec.planfile import read_plan, write_plan
 from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.plans import plan_document, regions_of, selections_of
@@ -40,6 +43,8 @@ from prunec.state import State
 from prunec.summary import inspect_report, prune_report
 
 if TYPE_CHECKING:
+    from prunec.depth import Watched
+    from prunec.joint import Contest
     from prunec.layout import HfLayout
 
 __all__ = ["Pruned", "inspect", "measured", "prune", "run_passes", "write"]
@@ -99,6 +104,10 @@ def run_passes(
     """
     if loaded is None:
         loaded = load_for(options, progress, caches=options.allow_interface_change)
+    if options.steps > 1 and options.plan is None:
+        from prunec.steps import prune_in_steps  # made of this very function
+
+        return prune_in_steps(options, progress, state, loaded, given)
     run = _Run(options, loaded, progress, state, given)
     pruned = run.from_plan() if options.plan is not None else run.from_target()
     if world_size() > 1:
@@ -113,6 +122,7 @@ class _Run(Run[PruneOptions]):
     """One run of the passes over a loaded model."""
 
     sloped: bool = False
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,47 +141,70 @@ class _Run(Run[PruneOptions]):
 
     def from_target(self) -> Pruned:
         """Choose what stays so that the targets are met."""
+        decide = self._widths
         if self.options.depth_roles:
-            return self._jointly() if self.options.width_roles else self._without_regions()
-        layout = None
+            decide = self._jointly if self.options.width_roles else self._without_regions
+        if any(target.timed for target in self.options.targets):
+            decided = self._in_time(decide)
+        else:
+            decided = decide()
+        self.warn(decided.warnings)
+        self.loaded = decided.loaded
+        return self._finish(decided.choice, decided.counts, self._layout(decided.counts))
+
+    def _in_time(self, decide: Callable[[], Decided]) -> Decided:
+        """Decide by a clock, until it holds what was measured."""
+        from prunec.timing.clock import start_clock
+        from prunec.timing.settle import settle_in_time
+
+        clock = start_clock(self.loaded, self.options, self.progress)
+        self.loaded = replace(self.loaded, clock=clock)
+        with self.timed("time"):
+            return settle_in_time(clock, self.options.targets, decide, self.progress)
+
+    def _widths(self) -> Decided:
+        """Groups lose indices until the targets are met."""
         with self.progress.step("Planning"), self.timed("plan"):
             choice = choose_groups(self.loaded, self.options)
-            self.warn(choice.warnings)
             budget = make_budget(self.loaded, self.options, choice)
-            counts = self._counts(choice, budget)
-            if counts:
-                layout = self._layout(counts)
-        if not counts:
-            counts = self._ranked(choice, budget)
-            layout = self._layout(counts)
-        return self._finish(choice, counts, layout)
+            settled = self._settled(choice, budget)
+        if settled is not None:
+            counts, warnings = settled
+            return Decided(self.loaded, choice, counts, (*choice.warnings, *warnings))
+        return Decided(self.loaded, choice, self._ranked(choice, budget), choice.warnings)
 
-    def _without_regions(self) -> Pruned:
+    def _without_regions(self) -> Decided:
         """Whole layers and sublayers go until the targets are met."""
         from prunec.depth import candidates, choose_regions, without
 
         candidates(self.loaded, self.options)  # what cannot be is told before the long part
-        assert self.calibrated is not None, "options are settled"
         with self.timed("depth"):
-            gone = choose_regions(self.loaded, self.options, self.calibrated, self.progress)
-        self.loaded = without(self.loaded, gone, self.options)
-        return self._finish(Choice((), {}), {}, self._layout({}))
+            gone = choose_regions(self._watched, self.options, self.progress)
+        return Decided(without(self.loaded, gone, self.options), Choice((), {}), {})
 
-    def _jointly(self) -> Pruned:
+    @cached_property
+    def _watched(self) -> Watched:
+        from prunec.depth import watch
+
+        assert self.calibrated is not None, "options are settled"
+        return watch(self.loaded, self.calibrated)
+
+    def _jointly(self) -> Decided:
         """Whole layers and widths compete for the same budget."""
+        with self.timed("allocate"):
+            return self._contest.decide(self.progress)
+
+    @cached_property
+    def _contest(self) -> Contest:
         from prunec.depth import candidates
-        from prunec.joint import plan_jointly
+        from prunec.joint import contest
 
         candidates(self.loaded, self.options)
         assert self.calibrated is not None, "options are settled"
-        with self.timed("allocate"):
-            plan = plan_jointly(
-                self.loaded, self.options, self.calibrated, self.criterion, self.allocator,
-                self.progress,
-            )  # fmt: skip
-        self.warn(plan.warnings)
-        self.loaded = plan.loaded
-        return self._finish(plan.choice, plan.counts, self._layout(plan.counts))
+        return contest(
+            self.loaded, self.options, self.calibrated, self.criterion, self.allocator,
+            self.progress,
+        )  # fmt: skip
 
     def from_plan(self) -> Pruned:
         """Follow an earlier plan."""
@@ -195,17 +228,17 @@ class _Run(Run[PruneOptions]):
     def allocator(self) -> Allocator:
         return ALLOCATORS[self.options.parts.allocate](self.options.seed)
 
-    def _counts(self, choice: Choice, budget: Budget) -> dict[str, int]:
-        """Counts that need nothing measured; empty when the allocator looks at the model."""
+    def _settled(
+        self, choice: Choice, budget: Budget
+    ) -> tuple[dict[str, int], tuple[Diagnostic, ...]] | None:
+        """Counts that need nothing measured, with warnings; None when the allocator looks at the
+        model."""
         if self.allocator.needs:
-            return {}
+            return None
         if self.options.layout != "uniform" or self.options.parts.allocate != "uniform":
-            return self._allocated(choice, budget)
-        counts, warnings = settle_uniform(
-            self.loaded, choice, budget, check="hf" in self.options.formats
-        )
-        self.warn(warnings)
-        return counts
+            ordered = in_order(self.loaded, choice.groups)
+            return share_out(self.allocator, ordered, budget, Evidence(), self.progress), ()
+        return settle_uniform(self.loaded, choice, budget, check="hf" in self.options.formats)
 
     def _layout(self, counts: Mapping[str, int]) -> HfLayout | None:
         if "hf" not in self.options.formats or self.options.dry_run:
@@ -217,20 +250,14 @@ class _Run(Run[PruneOptions]):
     def _ranked(self, choice: Choice, budget: Budget) -> dict[str, int]:
         """An allocator that looks at the model needs one more pass, on the dense one."""
         self._look_at_slopes(choice)
+        ordered = in_order(self.loaded, choice.groups)
         with self.timed("allocate"):
-            return self._allocated(choice, budget)
-
-    def _allocated(self, choice: Choice, budget: Budget) -> dict[str, int]:
-        calibrated = self.calibrated if self.allocator.needs else None
-        return allocate(
-            self.allocator,
-            self.loaded,
-            choice.groups,
-            budget,
-            self.criterion,
-            calibrated,
-            self.progress,
-        )
+            if self.evidence is None:
+                self.evidence = gather(
+                    self.loaded, ordered, self.criterion, self.calibrated, self.allocator.needs,
+                    self.progress,
+                )  # fmt: skip
+            return share_out(self.allocator, ordered, budget, self.evidence, self.progress)
 
     def _look_at_slopes(self, choice: Choice) -> None:
         """Criteria of gradients look at the dense model once, before anything is pruned."""
@@ -254,6 +281,7 @@ class _Run(Run[PruneOptions]):
         calibrated = self.calibrated
         if chosen is None:
             self._look_at_slopes(choice)
+        scored = self._expert_scores(choice, counts) if chosen is None else {}
         restorer = RESTORERS[self.options.restore] if calibrated is not None else None
         total = len(sites(self.loaded.coupling, choice.groups))
         with (
@@ -272,9 +300,10 @@ class _Run(Run[PruneOptions]):
                 lambda: advance(1),
                 chosen,
                 StateJournal(self.state, self.loaded.weights) if self.state is not None else None,
+                scored,
             )
         rewritten = rewrite(self.loaded.coupling, compressed.selections)
-        return Pruned(
+        pruned = Pruned(
             loaded=self.loaded,
             options=self.options,
             family=self.family,
@@ -286,6 +315,19 @@ class _Run(Run[PruneOptions]):
             warnings=tuple(self.warnings),
             seconds=self.seconds,
         )
+        if self.loaded.clock is not None:
+            with self.timed("race"):
+                self.loaded.clock.race(pruned.rewritten, pruned.weights)
+        return pruned
+
+    def _expert_scores(self, choice: Choice, counts: Mapping[str, int]) -> dict[str, Scores]:
+        """Experts are judged by the routes of the dense model, where there are data for it."""
+        experts = [g for g in choice.groups if g.role == "expert" and counts[g.name] < g.size]
+        if not experts or self.calibrated is None or self.options.experts == "weights":
+            return {}
+        with self.progress.step("Watching routes"), self.timed("routes"):
+            found = self.loaded.engine.routed(self.loaded, self.calibrated.batches, experts)
+        return {name: expert_scores(self.options.experts, r) for name, r in found.items()}
 
     def _scored_weights(self, stream: Stream | None) -> Weights:
         """Scores of stored values need no copy of them in the program's dtype."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunec.ir.axes import Axis, new_size
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
@@ -16,6 +16,9 @@ from prunec.passes.coupling import Group
 from prunec.target import Target
 
 __all__ = ["Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
+
+ALIGNED = 8
+"""16 bytes of numbers in half precision."""
 
 DEFAULT_ROLES = ("neuron", "channel", "query_head", "kv_head", "expert")
 """What is pruned when `--groups` does not say: what lies within blocks. `hidden` and `head_dim`
@@ -48,9 +51,32 @@ def choose_groups(loaded: Loaded, options: PruneOptions) -> Choice:
         _check_asked(loaded, options.groups, groups)
     if not groups:
         raise _nothing(loaded, wanted)
-    if loaded.family is None or "hf" not in options.formats or options.layout != "uniform":
+    if loaded.family is None or "hf" not in options.formats:
         return Choice(tuple(groups), {})
-    return _held(loaded, options, groups)
+    held = options.layout == "uniform"
+    choice = _held(loaded, options, groups) if held else Choice(tuple(groups), {})
+    return replace(choice, allowed={**choice.allowed, **_aligned(loaded, choice)})
+
+
+def _aligned(loaded: Loaded, choice: Choice) -> dict[str, Sequence[int]]:
+    """Counts of what lies inside of experts: the kernels that stock classes run them with want
+    rows of `ALIGNED` numbers."""
+    stacks = {
+        place.parameter
+        for group in loaded.coupling.groups
+        if group.role == "expert"
+        for place in group.places
+        if len(loaded.graph.parameters[place.parameter].type.shape) > 2
+    }
+    return {
+        group.name: [
+            count
+            for count in choice.allowed.get(group.name, range(1, group.size))
+            if count % ALIGNED == 0
+        ]
+        for group in choice.groups
+        if group.role != "expert" and any(place.parameter in stacks for place in group.places)
+    }
 
 
 def _plays(group: Group, roles: Sequence[str]) -> bool:
@@ -120,7 +146,7 @@ def _held(loaded: Loaded, options: PruneOptions, groups: Sequence[Group]) -> Cho
 
 def limits(meter: Meter, targets: Sequence[Target]) -> list[tuple[Target, float]]:
     """The most that each target lets remain; refuses targets that leave nothing to do."""
-    dense = [meter(t.metric, {}) for t in targets]
+    dense = [meter.measure(t, {}) for t in targets]
     found = [(t, t.limit(n)) for t, n in zip(targets, dense, strict=True)]
     if all(n <= limit for n, (_, limit) in zip(dense, found, strict=True)):
         raise PrunecError([t.needless(n) for t, n in zip(targets, dense, strict=True)], Exit.USAGE)
@@ -133,12 +159,21 @@ def make_budget(loaded: Loaded, options: PruneOptions, choice: Choice) -> Budget
     bounds = limits(Meter(loaded.whole, options.workload), options.targets)
 
     def cost(counts: Mapping[str, int]) -> float:
-        return max(meter(t.metric, counts) / limit for t, limit in bounds)
+        return max(meter.measure(t, counts) / limit for t, limit in bounds)
 
-    budget = Budget(cost, 1.0, options.round_to, choice.allowed)
+    budget = Budget(cost, 1.0, _multiple(loaded, options, choice), choice.allowed)
     if not budget.met(least_counts(choice.groups, budget)):
         raise _unreachable(meter, options, choice, budget)
     return budget
+
+
+def _multiple(loaded: Loaded, options: PruneOptions, choice: Choice) -> int:
+    """What widths are rounded to: as asked, or as the runtime likes it where time matters."""
+    if options.round_to is not None or loaded.clock is None:
+        return options.round_to or 1
+    from prunec.timing.rounding import liked_multiple
+
+    return liked_multiple(loaded.clock, [group.name for group in choice.groups])
 
 
 def _unreachable(
@@ -149,7 +184,8 @@ def _unreachable(
     least = least_counts(choice.groups, budget)
     problems = []
     for target in options.targets:
-        dense, left = meter(target.metric, {}), meter(target.metric, least)
+        dense = Meter(loaded.whole, options.workload).measure(target, {})
+        left = meter.measure(target, least)
         if left <= target.limit(dense):
             continue
         roles = ", ".join(dict.fromkeys(g.role for g in choice.groups))
@@ -157,10 +193,10 @@ def _unreachable(
             Diagnostic(
                 "P403",
                 f"target {target.text} cannot be met: at the least width of each {roles},"
-                f" {left:,} of {dense:,} {target.measure} remain ({left / dense:.1%});"
-                f" {_holder(loaded, target.metric, least)}",
+                f" {target.show(left)} of {target.show(dense)} {target.measure} remain"
+                f" ({left / dense:.1%}); {_holder(loaded, target, least)}",
                 "--target",
-                help=f"ask for at least {target.metric}={_percent(left / dense)}"
+                help=f"ask for {_reachable(target, left / dense)}"
                 + (", or let --groups include hidden" if _more(loaded, choice, "hidden") else ""),
             )
         )
@@ -172,13 +208,19 @@ def _more(loaded: Loaded, choice: Choice, role: str) -> bool:
     return any(g.role == role and g not in choice.groups for g in loaded.coupling.groups)
 
 
-def _percent(share: float) -> str:
-    return f"{int(share * 100) + 2}%"
+def _reachable(target: Target, share: float) -> str:
+    """A target that a share of the dense model meets."""
+    if target.unit == "factor":
+        most = int(100 / share - 2) / 100
+        return f"at most {target.metric}={most:.2f}x" if most > 1 else "other groups or formats"
+    return f"at least {target.metric}={int(share * 100) + 2}%"
 
 
-def _holder(loaded: Loaded, metric: str, counts: Mapping[str, int]) -> str:
-    """The largest parameter that stays, of those that the metric counts."""
-    left_out = loaded.cost.outer if metric == "blocks" else frozenset()
+def _holder(loaded: Loaded, target: Target, counts: Mapping[str, int]) -> str:
+    """The largest parameter that stays, of those that the target counts."""
+    if target.timed:
+        return "what no group touches takes its time as before"
+    left_out = loaded.cost.outer if target.metric == "blocks" else frozenset()
     sizes = {
         name: math.prod(new_size(axis, counts) for axis in p.type.axes)
         for name, p in loaded.graph.parameters.items()

@@ -90,7 +90,7 @@ def selections_of(coupling: Coupling, plan: Mapping[str, Any], path: Path) -> di
             continue
         axis = coupling.axes(place.parameter)[place.dim]
         selection = _selection(axis, group, kept[place.parameter, place.dim], coupling)
-        if selection is None or not selection.count:
+        if selection is None or selection.count < group.least:
             raise _uneven(group, place, path)
         if selection.count < group.size:
             found[group.name] = selection
@@ -125,7 +125,7 @@ def _uneven(group: Group, place: Place, path: Path) -> PrunecError:
         f"the plan does not keep one {group.role} or more{', equally many' if under else ''}"
         f"{under}: {place}",
         where=str(path),
-        help=f"keep between 1 and {group.size} of {group.name}{under}",
+        help=f"keep between {group.least} and {group.size} of {group.name}{under}",
         exit_code=Exit.USAGE,
     )
 

@@ -26,6 +26,7 @@ from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import fail
 from prunec.passes.coupling import Consumer, Group, Place
 from prunec.passes.profile import Array, Moments, Sample, Seen, Slopes, Stream, Targets, Weights
+from prunec.passes.routing import Routed
 from prunec.passes.score import Scores
 from prunec.progress import Progress
 from prunec.ranks import join, rank, world_size
@@ -60,6 +61,11 @@ class SharedEngine:
         self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
     ) -> dict[Place, Slopes]:
         return self.engine.slopes(loaded, batches, budget, places)
+
+    def routed(
+        self, loaded: Loaded, batches: Batches, groups: Sequence[Group]
+    ) -> dict[str, Routed]:
+        return self.engine.routed(loaded, batches, groups)
 
     def felt(
         self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]

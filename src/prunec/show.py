@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from prunec.console import Console
 from prunec.reports import (
@@ -18,13 +19,16 @@ from prunec.reports import (
     RegionRow,
     Sizes,
     SourceRow,
+    TargetRow,
     WrittenFormat,
 )
+from prunec.target import TIMED
 
 __all__ = [
     "NUMBERED",
     "alike",
     "amount",
+    "in_unit",
     "kind_of_pin",
     "measured_on",
     "patterns",
@@ -96,10 +100,12 @@ def show_prune(report: PruneReport, console: Console) -> None:
     console.table("groups", ("role", ">groups", ">dense", ">kept"), roles)
     if report.targets:
         targets = [
-            (t.text, amount(t.limit), amount(t.left), "met" if t.met else "NOT MET")
+            (t.text, in_unit(t, t.limit), in_unit(t, t.left), "met" if t.met else "NOT MET")
             for t in report.targets
         ]
         console.table("targets", ("target", ">limit", ">left", ""), targets)
+    if "time" in report.notes:
+        console.line(timed(report.notes["time"]))
     _show_rounds(report, console)
     show_sources(report.sources, console)
     _show_interface(report, console)
@@ -116,6 +122,21 @@ def _show_interface(report: PruneReport, console: Console) -> None:
 
 def _shape(dims: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, dims))}]"
+
+
+def in_unit(target: TargetRow, value: float) -> str:
+    """What a target measures, in its unit."""
+    timed = target.text.partition("=")[0] in TIMED
+    return f"{1e3 * value:.4g} ms" if timed else amount(value)
+
+
+def timed(note: Mapping[str, Any]) -> str:
+    """What was measured, in a line."""
+    return (
+        f"measured in turns in {note['runtime']} {note['version']}: {1e3 * note['dense']:.4g} ms"
+        f" dense, {1e3 * note['pruned']:.4g} ms pruned ({note['speedup']:.3g}x); the times of its"
+        f" blocks add up to {1e3 * note['predicted']:.4g} ms"
+    )
 
 
 def _show_rounds(report: PruneReport, console: Console) -> None:

@@ -122,6 +122,8 @@ def prune_report(
     meter, dense = Meter(loaded, options.workload), Meter(loaded.whole, options.workload)
     counts = {name: s.count for name, s in pruned.compressed.selections.items()}
     notes: dict[str, object] = {"unrestored": pruned.compressed.unrestored}
+    if loaded.clock is not None:
+        notes["time"] = loaded.clock.describe(loaded, counts)
     if pruned.calibrated is not None:
         notes["calibration"] = pruned.calibrated.describe()
     return PruneReport(
@@ -161,7 +163,10 @@ def _target_rows(
 ) -> Sequence[TargetRow]:
     rows = []
     for target in options.targets:
-        before, left = dense(target.metric, {}), meter(target.metric, counts)
+        before, left = dense.measure(target, {}), meter.measure(target, counts)
+        if target.timed and meter.loaded.clock is not None:
+            race = meter.loaded.clock.races[-1]
+            before, left = race.dense, race.left
         rows.append(
             TargetRow(target.text, before, target.limit(before), left, target.met(before, left))
         )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 
-__all__ = ["METRICS", "SUPPORTED", "Target", "parse_target", "parse_targets"]
+__all__ = ["METRICS", "TIMED", "Target", "parse_target", "parse_targets"]
 
 Unit = Literal["fraction", "count", "bytes", "seconds", "factor"]
 
@@ -23,8 +23,8 @@ METRICS: dict[str, tuple[Unit, ...]] = {
 }
 """What can be asked for, and in which units."""
 
-SUPPORTED = ("params", "blocks", "flops", "memory")
-"""The metrics that a plan can be made for today; the rest parse and are refused as `not yet`."""
+TIMED = ("latency", "speedup")
+"""Metrics that are measured in a runtime; the others are counted."""
 
 EXAMPLES: dict[Unit, tuple[str, ...]] = {
     "fraction": ("75%",),
@@ -47,12 +47,13 @@ SCALES: dict[Unit, dict[str, float]] = {
 
 NUMBER = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*([^\s\d]*)", re.IGNORECASE)
 
-TOLERANCE = 0.005
-"""A target is met when what is left exceeds it by at most this share of it."""
+TOLERANCE, TIMED_TOLERANCE = 0.005, 0.05
+"""A target is met when what is left exceeds it by at most this share of it; one that is measured
+anew each time may differ by more."""
 
 GENERAL_HELP = (
     "a percentage says what remains: --target params=75%; "
-    "other forms: blocks=60%, flops=70%, params=113.3M, memory=2GB"
+    "other forms: blocks=60%, flops=70%, params=113.3M, memory=2GB, speedup=1.5x, latency=80ms"
 )
 
 
@@ -70,9 +71,20 @@ class Target:
     text: str
 
     @property
+    def timed(self) -> bool:
+        """Whether it is about the time that a runtime takes."""
+        return self.metric in TIMED
+
+    @property
     def measure(self) -> str:
         """What is counted, in words."""
+        if self.timed:
+            return "of time"
         return "bytes of memory" if self.metric == "memory" else self.metric
+
+    def show(self, amount: float) -> str:
+        """An amount of what is counted."""
+        return f"{1e3 * amount:,.1f} ms" if self.timed else f"{amount:,.0f}"
 
     def limit(self, dense: float) -> float:
         """The most that may remain of a model that measures `dense`."""
@@ -88,14 +100,16 @@ class Target:
         """What to say of a model that is within the target as it stands."""
         return Diagnostic(
             "P805",
-            f"target {self.text} leaves nothing to do: the model has {dense:,.0f} {self.measure}",
+            f"target {self.text} leaves nothing to do: the model has {self.show(dense)}"
+            f" {self.measure}",
             "--target",
-            help=f"ask for less than {dense:,.0f}, or for a percentage: --target {self.metric}=75%",
+            help=f"ask for less than {self.show(dense)}, or for a percentage: --target"
+            f" {self.metric}=75%",
         )
 
-    def met(self, dense: float, left: float, tolerance: float = TOLERANCE) -> bool:
-        """Whether `left` is within the target, give or take `tolerance` of it."""
-        return left <= self.limit(dense) * (1 + tolerance)
+    def met(self, dense: float, left: float) -> bool:
+        """Whether `left` is within the target, give or take what is tolerated."""
+        return left <= self.limit(dense) * (1 + (TIMED_TOLERANCE if self.timed else TOLERANCE))
 
     def __str__(self) -> str:
         return self.text
@@ -140,12 +154,6 @@ def parse_target(text: str) -> Target:
         )
     unit, value = _quantity(metric, written, text)
     _check_range(metric, unit, value, text)
-    if metric not in SUPPORTED:
-        raise _bad(
-            "P803",
-            f"target {text!r}: {metric} cannot be planned for yet",
-            f"use one of {', '.join(SUPPORTED)}; flops=70% comes closest to {metric}",
-        )
     return Target(metric, unit, value, f"{metric}={written}")
 
 

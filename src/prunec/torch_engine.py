@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prunec.backends.torch_feeling import loss_per_error
 from prunec.backends.torch_gradients import TorchGradients
+from prunec.backends.torch_routing import watch_routes
 from prunec.backends.torch_stream import TorchStream
 from prunec.breakdown import source_rows
 from prunec.checking import verify
@@ -17,6 +18,7 @@ from prunec.engine import Batches
 from prunec.loading import Loaded
 from prunec.passes.coupling import Group, Place
 from prunec.passes.profile import Slopes, Stream
+from prunec.passes.routing import Routed, find_routers
 from prunec.passes.score import Scores
 from prunec.progress import Progress
 from prunec.reports import Check, SourceRow
@@ -40,6 +42,12 @@ class TorchEngine:
         self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
     ) -> dict[Place, Slopes]:
         return TorchGradients(loaded.graph, loaded.weights, batches, budget).slopes(places)
+
+    def routed(
+        self, loaded: Loaded, batches: Batches, groups: Sequence[Group]
+    ) -> dict[str, Routed]:
+        routers = find_routers(loaded.coupling, groups)
+        return watch_routes(loaded.graph, loaded.weights, batches, routers) if routers else {}
 
     def felt(
         self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]

@@ -1,0 +1,1 @@
+"""How long programs take on this machine: measured, tabulated, predicted and corrected."""

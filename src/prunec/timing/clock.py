@@ -1,0 +1,313 @@
+"""How long a program takes with any widths and without any regions, from times of its blocks.
+
+The program is cut into blocks, which are its regions, and what is left without them. Blocks that
+do the same are one kind. Each kind is timed beside its dense self at a grid of widths, when a
+width is first asked for; between the grid's nodes times are interpolated. The sum over all blocks
+is scaled so that it gives what the dense program was measured to take.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prunec.ir.axes import Selection
+from prunec.passes.cost import Cost
+from prunec.passes.coupling import Coupling
+from prunec.passes.cutouts import cut_out, fingerprint, groups_of, leaves
+from prunec.passes.dce import dce
+from prunec.passes.profile import Weights
+from prunec.passes.rewrite import Rewritten, rewrite
+from prunec.progress import Progress
+from prunec.timing.stopwatch import Opened, Stopwatch
+from prunec.timing.table import TimeTable, table_for
+
+if TYPE_CHECKING:
+    from prunec.loading import Loaded
+    from prunec.options import PruneOptions
+
+__all__ = ["Clock", "Kind", "Race", "shortened", "start_clock"]
+
+NODES = 8
+"""Into how many steps the width of a wide group is cut; of a narrow one every count is a node."""
+
+NARROW = 16
+SNAP = 16
+"""Nodes of wide groups are multiples of it, as runtimes like them."""
+
+MOST_LOOSE = 2
+"""So many groups of a block may lie between nodes at once; more move together, by FLOPs."""
+
+MOST_LAPS = 8
+"""How often a block runs, at most, while the whole program runs once."""
+
+
+@dataclass(frozen=True)
+class Race:
+    """Median seconds of the dense and of a smaller program, measured in turns."""
+
+    dense: float
+    left: float
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A block, as one of those that are alike. `nodes` are the grid by group."""
+
+    coupling: Coupling
+    key: str
+    groups: tuple[str, ...]
+    nodes: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def dense(self) -> tuple[int, ...]:
+        return tuple(nodes[-1] for nodes in self.nodes)
+
+    @cached_property
+    def cost(self) -> Cost:
+        return Cost(self.coupling)
+
+    def rewritten(self, counts: tuple[int, ...]) -> Rewritten:
+        """The block with so many indices left of each of its groups."""
+        return shortened(self.coupling, dict(zip(self.groups, counts, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where a kind occurs: `layer` tells whether it is still there, None: it always is."""
+
+    kind: Kind
+    groups: tuple[str, ...]
+    layer: str | None = None
+
+
+@dataclass
+class Clock:
+    """Times programs made of one whole model. `gain` is what corrects the time that a plan is
+    predicted to save, `races` are the comparisons so far, the last one being of the result."""
+
+    whole: Loaded
+    stopwatch: Stopwatch
+    table: TimeTable
+    progress: Progress
+    gain: float = 1.0
+    races: list[Race] = field(default_factory=list)
+    _ratios: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
+    _opened: dict[str, Opened] = field(default_factory=dict)
+
+    def seconds(self, loaded: Loaded, counts: Mapping[str, int]) -> float:
+        """The time of a program once regions and indices are gone, corrected by what was learnt."""
+        return self.dense - self.gain * (self.dense - self._composed(loaded, counts))
+
+    def _composed(self, loaded: Loaded, counts: Mapping[str, int]) -> float:
+        producers = loaded.graph.producers
+        total = sum(
+            self.shares[block.kind.key] * self._ratio(block.kind, self._counts(block, counts))
+            for block in self.blocks
+            if block.layer is None or block.layer in producers
+        )
+        return self.dense * total
+
+    def _counts(self, block: _Block, counts: Mapping[str, int]) -> tuple[int, ...]:
+        full = zip(block.groups, block.kind.dense, strict=True)
+        return tuple(counts.get(name, size) for name, size in full)
+
+    # -- the parts ----------------------------------------------------------------------
+
+    @cached_property
+    def blocks(self) -> tuple[_Block, ...]:
+        """Every region that has no parts, and the program without them."""
+        loaded = self.whole
+        kinds: dict[str, Kind] = {}
+        found = []
+        regions = leaves(loaded.regions.values())
+        for region in regions:
+            cut = cut_out(loaded.coupling, region)
+            found.append((cut.coupling, cut.groups, cut.layer))
+        rest = loaded.without(regions).coupling
+        blocks = []
+        for coupling, groups, layer in [*found, (rest, groups_of(rest, rest.graph), None)]:
+            key = fingerprint(coupling.graph)
+            if key not in kinds:
+                nodes = tuple(_nodes(loaded.coupling.by_name[name].size) for name in groups)
+                kinds[key] = Kind(coupling, key, groups, nodes)
+            blocks.append(_Block(kinds[key], groups, layer))
+        return tuple(blocks)
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """The share of the dense program's time that one block of each kind takes."""
+        amounts: dict[str, int] = {}
+        for block in self.blocks:
+            amounts[block.kind.key] = amounts.get(block.kind.key, 0) + 1
+        kinds = {block.kind.key: block.kind for block in self.blocks}
+        key = self._key("shares", fingerprint(self.whole.graph))
+        times = self.table.get(key)
+        if times is None:
+            with self.progress.step("Timing blocks"):
+                programs = [self._dense(kind) for kind in kinds.values()]
+                laps = [min(amounts[key], MOST_LAPS) for key in kinds]
+                times = self.stopwatch.race([self._whole, *programs], [1, *laps])[1:]
+            self.table.put(key, times)
+        total = sum(amounts[key] * t for key, t in zip(kinds, times, strict=True))
+        return {key: t / total for key, t in zip(kinds, times, strict=True)}
+
+    @cached_property
+    def _whole(self) -> Opened:
+        """The dense program."""
+        return self.stopwatch.open(self.whole.graph, self.whole.weights)
+
+    @cached_property
+    def _first(self) -> float:
+        with self.progress.step("Timing the dense model"):
+            return self.stopwatch.race([self._whole])[0]
+
+    @property
+    def dense(self) -> float:
+        """Seconds of the dense program, as last measured."""
+        return self.races[-1].dense if self.races else self._first
+
+    # -- tables -------------------------------------------------------------------------
+
+    def _ratio(self, kind: Kind, counts: tuple[int, ...]) -> float:
+        """The time of a block over that of its dense self."""
+        if (kind.key, counts) in self._ratios:
+            return self._ratios[kind.key, counts]
+        loose = [i for i, c in enumerate(counts) if c not in kind.nodes[i]]
+        if len(loose) > MOST_LOOSE:
+            found = self._together(kind, counts, loose)
+        elif loose:
+            found = self._between(kind, counts, loose[0])
+        else:
+            found = min(1.0, self.ratio_at(kind, counts))
+        self._ratios[kind.key, counts] = found
+        return found
+
+    def _between(self, kind: Kind, counts: tuple[int, ...], place: int) -> float:
+        """Interpolate one of the groups."""
+        nodes, count = kind.nodes[place], counts[place]
+        above = bisect_left(nodes, count)
+        if above == 0:  # narrower than the first node
+            return self._ratio(kind, _put(counts, place, nodes[0]))
+        low, high = nodes[above - 1], nodes[above]
+        share = (count - low) / (high - low)
+        ends = (self._ratio(kind, _put(counts, place, node)) for node in (low, high))
+        return float(np.interp(share, [0, 1], list(ends)))
+
+    def _together(self, kind: Kind, counts: tuple[int, ...], loose: list[int]) -> float:
+        """Move the groups from node to node together, and interpolate by FLOPs."""
+        steps = []
+        for level in range(1, NODES + 1):
+            step = list(counts)
+            for place in loose:
+                nodes = kind.nodes[place]
+                step[place] = nodes[max(0, round(level * len(nodes) / NODES) - 1)]
+            steps.append(tuple(step))
+        flops = [self._flops(kind, step) for step in steps]
+        wanted = self._flops(kind, counts)
+        above = min(max(bisect_left(flops, wanted), 1), NODES - 1)
+        ends = [self._ratio(kind, steps[i]) for i in (above - 1, above)]
+        return float(np.interp(wanted, flops[above - 1 : above + 1], ends))
+
+    def _flops(self, kind: Kind, counts: tuple[int, ...]) -> float:
+        symbols = dict.fromkeys(self.whole.graph.symbols, self.stopwatch.length)
+        named = dict(zip(kind.groups, counts, strict=True))
+        return float(kind.cost.evaluate(kind.cost.flops, {**symbols, **named}))
+
+    def ratio_at(self, kind: Kind, counts: tuple[int, ...]) -> float:
+        """The same, measured at exactly these counts, or taken from the table on disk."""
+        if counts == kind.dense:
+            return 1.0
+        smaller = kind.rewritten(counts)
+        key = self._key(kind.key, fingerprint(smaller.graph))
+        known = self.table.get(key)
+        if known is None:
+            variant = self.stopwatch.open(smaller.graph, self._sliced(smaller))
+            known = self.stopwatch.race([variant, self._dense(kind)])
+            self.table.put(key, known)
+        return known[0] / known[1]
+
+    def _dense(self, kind: Kind) -> Opened:
+        if kind.key not in self._opened:
+            graph = kind.coupling.graph
+            self._opened[kind.key] = self.stopwatch.open(graph, self.whole.weights)
+        return self._opened[kind.key]
+
+    def _key(self, *parts: str) -> str:
+        return " ".join((*parts, f"{self.stopwatch.batch}x{self.stopwatch.length}"))
+
+    def _sliced(self, smaller: Rewritten) -> Weights:
+        from prunec.loading import SlicedWeights
+
+        return SlicedWeights(self.whole.weights, smaller.kept)
+
+    # -- the result ---------------------------------------------------------------------
+
+    def try_out(self, loaded: Loaded, counts: Mapping[str, int]) -> Race:
+        """Measure a program of these sizes beside the dense one: which indices stay makes no
+        difference to the time."""
+        smaller = shortened(loaded.coupling, counts)
+        return self.race(replace(smaller, graph=dce(smaller.graph)), self._sliced(smaller))
+
+    def race(self, smaller: Rewritten, weights: Weights) -> Race:
+        """Measure a smaller program beside the dense one."""
+        with self.progress.step("Timing the smaller model"):
+            program = self.stopwatch.open(smaller.graph, weights)
+            found = Race(*self.stopwatch.race([self._whole, program]))
+        self.races.append(found)
+        return found
+
+    def describe(self, loaded: Loaded, counts: Mapping[str, int]) -> dict[str, object]:
+        """What was measured, for a report: seconds, and what the first plan and the one that was
+        carried out were predicted to take by the table alone."""
+        last = self.races[-1]
+        return {
+            "runtime": self.stopwatch.runtime,
+            "version": self.stopwatch.version,
+            "threads": self.stopwatch.threads,
+            "dense": last.dense,
+            "pruned": last.left,
+            "speedup": last.dense / last.left,
+            "predicted": self._composed(loaded, counts),
+            "gain": self.gain,
+            "plans": len(self.races) - 1,
+        }
+
+    def learn(self, loaded: Loaded, counts: Mapping[str, int], race: Race) -> None:
+        """Correct what comes by how much the last plan has saved of what it was to save."""
+        saved, hoped = race.dense - race.left, race.dense - self._composed(loaded, counts)
+        if saved > 0 and hoped > 0:
+            self.gain = saved / hoped
+
+
+def start_clock(loaded: Loaded, options: PruneOptions, progress: Progress) -> Clock:
+    """A clock for a whole model, in the runtime that `options` (settled) name."""
+    stopwatch = Stopwatch(options.runtime, options.threads, options.batch, options.length)
+    return Clock(loaded, stopwatch, table_for(stopwatch), progress)
+
+
+def shortened(coupling: Coupling, counts: Mapping[str, int]) -> Rewritten:
+    """The program with the first so many indices of each group."""
+    smaller = {
+        name: Selection(np.arange(count))
+        for name, count in counts.items()
+        if name in coupling.by_name and count < coupling.by_name[name].size
+    }
+    return rewrite(coupling, smaller)
+
+
+def _nodes(size: int) -> tuple[int, ...]:
+    if size <= NARROW:
+        return tuple(range(1, size + 1))
+    snap = SNAP if size >= NODES * SNAP else 1
+    inner = {max(1, round(size * i / NODES / snap)) * snap for i in range(1, NODES)}
+    return tuple(sorted({snap, *inner, size}))
+
+
+def _put(counts: tuple[int, ...], place: int, count: int) -> tuple[int, ...]:
+    return (*counts[:place], count, *counts[place + 1 :])

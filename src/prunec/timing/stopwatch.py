@@ -1,0 +1,139 @@
+"""Run programs in a runtime on the CPU and time them in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from prunec.backends.onnx_build import NUMPY_DTYPES
+from prunec.feeds import Feeds, InputSpec, example_feeds
+from prunec.ir.graph import Graph, Value
+from prunec.ir.sizes import dim_size
+from prunec.passes.profile import Weights
+from prunec.runners import open_onnx, open_openvino
+from prunec.tensor_view import TensorView
+
+__all__ = ["Opened", "Stopwatch"]
+
+WARM_UP = 2
+ROUNDS = 7
+"""The least number of turns: the median of so many survives three disturbed ones."""
+
+SECONDS = 1.0
+"""Turns go on until they have taken so long."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A program that is ready to run; `kept` is what must not go before it does."""
+
+    run: Callable[[], object]
+    kept: object = None
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """A runtime (`onnxruntime`, `openvino` or `torch`) and what it is given: `batch` sequences of
+    `length` tokens, on `threads` threads (None: as many as it likes)."""
+
+    runtime: str
+    threads: int | None
+    batch: int
+    length: int
+
+    @property
+    def version(self) -> str:
+        """Of the runtime."""
+        return metadata.version(self.runtime)
+
+    def open(self, graph: Graph, weights: Weights) -> Opened:
+        """A program with its weights by name, inputs made up by their names and types."""
+        feeds = self._feeds(graph)
+        view = TensorView(weights, graph)
+        if self.runtime == "torch":
+            return _in_torch(graph, view, feeds)
+        from prunec.backends.onnx import emit
+
+        folder = tempfile.TemporaryDirectory(prefix="prunec-")
+        path = Path(folder.name) / "model.onnx"
+        emit(graph, view, path)
+        opener = open_onnx if self.runtime == "onnxruntime" else open_openvino
+        runner = opener(path, self.threads)
+        return Opened(lambda: runner.run(feeds), folder)
+
+    def race(
+        self, programs: Sequence[Opened], laps: Sequence[int] = (), seconds: float = SECONDS
+    ) -> list[float]:
+        """Median seconds of each program, taken in turns: A B C, A B C, ... `laps` is how often
+        each runs in one turn (by default once); the time is that of one run."""
+        runs = list(zip(programs, laps or [1] * len(programs), strict=True))
+        times: list[list[float]] = [[] for _ in runs]
+        with self._threaded():
+            for program, _ in runs * WARM_UP:
+                program.run()
+            start = time.perf_counter()
+            while len(times[0]) < ROUNDS or time.perf_counter() - start < seconds:
+                for taken, (program, count) in zip(times, runs, strict=True):
+                    taken += [_timed(program) for _ in range(count)]
+        return [median(taken) for taken in times]
+
+    @contextlib.contextmanager
+    def _threaded(self) -> Iterator[None]:
+        """torch counts threads for the whole process; the others were told when they opened."""
+        if self.runtime != "torch" or self.threads is None:
+            yield
+            return
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def _feeds(self, graph: Graph) -> Feeds:
+        """Inputs of a whole program by their names; masks of a block let everything through."""
+        feeds = example_feeds(
+            [self._spec(value, graph) for value in graph.inputs],
+            batch=self.batch,
+            length=self.length,
+        )
+        return {name: np.ones_like(x) if x.dtype == bool else x for name, x in feeds.items()}
+
+    def _spec(self, value: Value, graph: Graph) -> InputSpec:
+        symbols = dict.fromkeys(graph.symbols, self.length)
+        symbols |= {"batch": self.batch} if "batch" in symbols else {}
+        shape = tuple(dim_size(dim, symbols) for dim in value.type.shape)
+        return InputSpec(value.name[1:], np.dtype(NUMPY_DTYPES[value.type.dtype]).name, shape)
+
+
+def _timed(program: Opened) -> float:
+    start = time.perf_counter()
+    program.run()
+    return time.perf_counter() - start
+
+
+def _in_torch(graph: Graph, weights: TensorView, feeds: Feeds) -> Opened:
+    """The program operation by operation, as the module that it was traced from runs."""
+    import torch
+
+    from prunec.backends.torch_module import to_fx
+
+    module: Any = to_fx(graph, weights)
+    inputs = [torch.from_numpy(feeds[value.name[1:]]) for value in graph.inputs]
+
+    def run() -> object:
+        with torch.inference_mode():
+            return module(*inputs)
+
+    return Opened(run)
