@@ -303,7 +303,7 @@ def _furthest(found: Sequence[Mapping[str, Any]], wanted: Iterable[Mapping[str, 
 
 def _some(coupling: Coupling, group: Group, rng: np.random.Generator) -> Selection:
     """A random part of a group's indices, another one under each index of its parent."""
-    keep = max(1, min(group.size - 1, round(group.size * (1 - REMOVED))))
+    keep = max(group.least, min(group.size - 1, round(group.size * (1 - REMOVED))))
     rows = coupling.by_name[group.parent].size if group.parent in coupling.by_name else 1
     drawn = [np.sort(rng.choice(group.size, keep, replace=False)) for _ in range(rows)]
     parent = group.parent if group.parent in coupling.by_name else None
