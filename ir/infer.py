@@ -64,25 +64,25 @@ class Typing:
     _index: int = 0
     _understood: set[str] = field(default_factory=set)
     _symbols: dict[str, AxisId] = field(default_factory=dict)
-    _sizes: dict[str, int] = field(default_factory=dict)
+    _sizes: dict[tuple[Dim, ...], list[int]] = field(default_factory=dict)
 
     # -- values -------------------------------------------------------------------------
 
     def of(self, arg: Arg) -> Dims:
         """The axes of an operand; those of a literal, a number or a row of them, stay."""
+        if isinstance(arg, Ref):
+            self.seen.add(arg.name)
+            return self.dims[arg.name]
         if isinstance(arg, tuple):
             return self.fresh([len(arg)], "numbers that the program itself holds")
-        if not isinstance(arg, Ref):
-            assert isinstance(arg, int | float), arg
-            return []
-        self.seen.add(arg.name)
-        return self.dims[arg.name]
+        assert isinstance(arg, int | float), arg
+        return []
 
     def fresh(self, shape: Sequence[Dim], reason: str = "") -> Dims:
         """New axes for a shape; run-time sizes are pinned, and so is all with a `reason`."""
         found = []
-        for dim in shape:
-            axis = self.axes.atom(self.size(dim))
+        for dim, size in zip(shape, self.shape(tuple(shape)), strict=True):
+            axis = self.axes.atom(size)
             if isinstance(dim, str):
                 self.axes.mark(axis, "runtime", "")
                 self.axes.pin(axis, "its size is known at run time only")
@@ -91,19 +91,20 @@ class Typing:
             found.append(axis)
         return found
 
-    def size(self, dim: Dim) -> int:
-        """The size of a dimension, symbolic ones at the symbols' example values."""
-        if isinstance(dim, int):
-            return dim
-        if dim not in self._sizes:
-            self._sizes[dim] = dim_size(dim, self.graph.symbols)
-        return self._sizes[dim]
+    def shape(self, shape: tuple[Dim, ...]) -> list[int]:
+        """The sizes of dimensions, symbolic ones at the symbols' example values."""
+        found = self._sizes.get(shape)
+        if found is None:
+            found = self._sizes[shape] = [dim_size(d, self.graph.symbols) for d in shape]
+        return found
 
     def unify(self, a: Sequence[AxisId], b: Sequence[AxisId]) -> Dims:
         """Unify two lists of dimensions, aligned from the right with broadcasting."""
         if len(a) < len(b):
             a, b = b, a
         result = list(a)
+        if a == b:
+            return result
         for i in range(1, len(b) + 1):
             x, y = a[-i], b[-i]
             if x == y:
@@ -231,14 +232,15 @@ class Typing:
         signature = parse_signature(text)
         match = Match(self, signature, dict(sizes or {}))
         used = [
-            (arg, pattern)
+            (arg.name, self.of(arg), pattern)
             for arg, pattern in zip(operands, signature.operands, strict=False)
             if isinstance(arg, Ref)
         ]
-        if not all(match.fits(self.of(arg), pattern) for arg, pattern in used):
-            return None
-        for position, (arg, pattern) in enumerate(used):
-            match.operand(position, self.of(arg), pattern)
+        for _, dims, pattern in used:
+            if not match.fits(dims, pattern):
+                return None
+        for position, (_, dims, pattern) in enumerate(used):
+            match.operand(position, dims, pattern)
         for kind, label, reason in signature.facts:
             axis = match.labels.get(label)
             if axis is not None:
@@ -246,7 +248,7 @@ class Typing:
         for label, path in (literals or {}).items():
             if label in match.labels:
                 self.literal(path, match.labels[label])
-        self._record(match, tuple(arg.name for arg, _ in used))
+        self._record(match, tuple(name for name, _, _ in used))
         op = self.graph.ops[self._index]
         return [
             match.result(pattern, type_)
@@ -362,7 +364,7 @@ class Typing:
 
     def _checked(self, op: Op, type_: TensorType, dims: Dims) -> Dims:
         """A rule's answer must have the shape that the tracer saw."""
-        sizes = [self.size(d) for d in type_.shape]
+        sizes = self.shape(type_.shape)
         if self.axes.sizes(dims) == sizes:
             return dims
         shown = " ".join(self.axes.show(d) for d in dims)

@@ -62,6 +62,9 @@ class Match:
                 self.places.setdefault(dim, []).append((position, place))
 
     def _broadcast(self, rest: Dims) -> None:
+        if not self.rest:
+            self.rest = list(rest)
+            return
         axes = self.typing.axes
         shared = min(len(rest), len(self.rest))
         for i in range(1, shared + 1):

@@ -169,9 +169,10 @@ def _introduction(found: Row) -> Iterator[str]:
         "axis. What is pinned for being an input, an output or a kernel's window is not counted. "
         "`all`: every group of every role pruned at once; that program is also written as ONNX and "
         "TorchScript, read back, and run beside the executor at the same shapes in float32 (1e-4 "
-        "and 1e-5). Tracing is told in seconds of processor, inferring the axes in the fastest of "
-        "seven times by the clock, on the machine that happened to run it. How models are shrunk, "
-        "what the zoo taught and which adapters tracing needs: [design/zoo.md](design/zoo.md)."
+        "and 1e-5). Times are of the processor: of tracing, and of inferring the axes (the mean of "
+        "as many times as take 0.2 s), on the machine that happened to run it. How models are "
+        "shrunk, what the zoo taught and which adapters tracing needs: "
+        "[design/zoo.md](design/zoo.md)."
     )
     yield ""
     yield (

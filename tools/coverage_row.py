@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,10 +59,8 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-T = TypeVar("T")
 ROLES = ("neuron", "query_head", "kv_head", "head_dim", "channel", "expert", "hidden")
 REMOVED = 1 / 3
-TIMES = 7
 SHOWN = 6
 
 
@@ -105,8 +103,8 @@ def examine(found: Specimen) -> Row:
             "where": fact.where.rpartition("site-packages/")[2],
         }
     row: Row = {"status": "traced", "trace_seconds": round(time.process_time() - start, 3)}
-    row["type_seconds"], _ = _fastest(lambda: infer(traced.graph, ATEN))
-    row["couple_seconds"], coupling = _fastest(lambda: couple(traced.graph, ATEN))
+    row["type_seconds"] = _seconds(lambda: infer(traced.graph, ATEN))
+    coupling = couple(traced.graph, ATEN)
     row["nodes"] = len(traced.graph.ops)
     row["static"] = found.resize is None
     row["without_rule"] = dict(coupling.without_rule)
@@ -120,12 +118,11 @@ def examine(found: Specimen) -> Row:
     return row
 
 
-def _fastest(work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds of the fastest of several times by the clock, which the processor's own clock is too
-    coarse for, without the collection of garbage, and the result."""
-    result: list[T] = []
-    timer = timeit.Timer(lambda: result.append(work()))
-    return round(min(timer.repeat(TIMES, 1)), 6), result[-1]
+def _seconds(work: Callable[[], object]) -> float:
+    """Processor seconds of one call, without the collection of garbage: the mean over as many as
+    take a fifth of a second, for that clock may tick in steps of several milliseconds."""
+    number, taken = timeit.Timer(work, timer=time.process_time).autorange()
+    return round(taken / number, 7)
 
 
 def traced_and_fed(found: Specimen) -> tuple[Traced, Specimen]:

@@ -29,7 +29,7 @@ __all__ = [
 def reshape(t: Typing, op: Op) -> list[Dims]:
     """Row-major: the product of the dimensions before is the product of those after."""
     x = t.of(op.args[0])
-    dims = _laid_out(t, x, [t.size(d) for d in op.types[0].shape])
+    dims = _laid_out(t, x, t.shape(op.types[0].shape))
     if op.name.startswith("aten.flatten"):
         return [dims]
     if op.name.startswith("aten.unflatten"):
@@ -46,7 +46,7 @@ def reshape(t: Typing, op: Op) -> list[Dims]:
 
 def reshape_as(t: Typing, op: Op) -> list[Dims]:
     x, like = t.of(op.args[0]), t.of(op.args[1])
-    return [t.unify(_laid_out(t, x, [t.size(d) for d in op.types[0].shape]), like)]
+    return [t.unify(_laid_out(t, x, t.shape(op.types[0].shape)), like)]
 
 
 def _laid_out(t: Typing, x: Dims, sizes: list[int]) -> Dims:
@@ -94,7 +94,7 @@ def repeat(t: Typing, op: Op) -> list[Dims]:
 
 def _times(t: Typing, op: Op, axis: AxisId, dim: int, count: Arg) -> AxisId:
     """The axis of a repetition; its size is what the result's size leaves."""
-    total = t.size(op.types[0].shape[dim])
+    total = t.shape(op.types[0].shape)[dim]
     outer = t.axes.atom(total // t.axes.size(axis))
     if not isinstance(count, int):
         t.axes.mark(outer, "runtime", "")
