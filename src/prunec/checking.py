@@ -12,6 +12,8 @@ import torch
 
 from prunec.backends.interpreter import execute
 from prunec.backends.masked import execute_masked
+from prunec.feeds import TOKENS
+from prunec.ir.axes import atoms
 from prunec.output import Formats
 from prunec.progress import Progress
 from prunec.reports import Check
@@ -40,6 +42,7 @@ def examples(pruned: Outcome) -> list[dict[str, Array]]:
     graph = pruned.loaded.graph
     rng = np.random.default_rng(pruned.options.seed)
     vocab = int(getattr(pruned.loaded.config.get_text_config(), "vocab_size", 2))
+    vocab = vocab if pruned.tokens is None else len(pruned.tokens)
     found = []
     for batch, length in SHAPES:
         feeds: dict[str, Array] = {}
@@ -103,10 +106,31 @@ def law_1(pruned: Outcome, feeds: Sequence[Mapping[str, Array]]) -> Check:
         pruned.selections,
         pruned.rewritten,
         pruned.dense_weights,
-        feeds,
+        [_before(pruned, given) for given in feeds],
         contractions,
     )
-    return _check("law 1", list(zip(sliced, masked, strict=True)))
+    shown = (_left(pruned, found) for found in masked)
+    return _check("law 1", list(zip(sliced, shown, strict=True)))
+
+
+def _before(pruned: Outcome, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The same inputs for the dense program, whose tokens have other ids."""
+    tokens = pruned.tokens
+    if tokens is None:
+        return feeds
+    return {n: tokens[x] if n.endswith(TOKENS) else x for n, x in feeds.items()}
+
+
+def _left(pruned: Outcome, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the dense program's outputs what the smaller one gives: logits of the tokens that stay."""
+    if pruned.tokens is None:
+        return outputs
+    found = dict(outputs)
+    for name, value in pruned.loaded.graph.outputs:
+        axes = pruned.loaded.graph.types[value].axes
+        if axes and any(a.name in pruned.selections for a in atoms(axes[-1])):
+            found[name] = found[name][..., torch.from_numpy(pruned.tokens)]
+    return found
 
 
 def _fed(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -160,6 +160,13 @@ LEARN = "What to learn"
     heading=HOW,
     help="Reach the target in N steps, each planned on what the one before has left. [1]",
 )
+@option(
+    "--keep-tokens",
+    type=FILE,
+    heading=WHAT,
+    help="Leave all tokens out but those whose ids the file lists, and those that they need: "
+    "embedding, output head, tokenizer. In a run of its own, without --target.",
+)
 @option("--plan", type=FILE, heading=WHAT, help="Keep exactly what a plan.json says.")
 @option(
     "--allow-interface-change",

@@ -33,6 +33,7 @@ def write_hf(pruned: Outcome, folder: Path, entries: list[Entry]) -> None:
     if isinstance(layout, Section):
         section = with_kept(loaded, layout, pruned.rewritten.kept)
         emit_per_layer(folder, loaded.family.config, section, entries, **where)
+        _trim(pruned, folder)
         return
     weights, derived = pruned.weights, loaded.family.derived
     named = {loaded.checkpoint_name(name): name for name in loaded.graph.parameters}
@@ -40,3 +41,13 @@ def write_hf(pruned: Outcome, folder: Path, entries: list[Entry]) -> None:
     if problems := same_buffers(kept, hf.real_buffers(layout.config)):
         raise PrunecError(problems)
     emit_uniform(folder, layout.config, entries, **where)
+    _trim(pruned, folder)
+
+
+def _trim(pruned: Outcome, folder: Path) -> None:
+    """Tokens that were left out leave the tokenizer too."""
+    if pruned.tokens is None:
+        return
+    from prunec.vocabulary import trim_files
+
+    trim_files(folder, pruned.tokens)

@@ -57,7 +57,8 @@ class PruneOptions(RunOptions):
     `runtime` on `threads` threads (None: all that it takes) at the same batch and length; with
     them `round_to` None is what the runtime likes, else 1. The target is reached in `steps`, each
     planned on what the one before has left. `recover_every` and `recover` are those of
-    `round_options`. With `allow_interface_change` an ONNX file may read and give a smaller cache of
+    `round_options`. `keep_tokens` names a file with the token ids that stay, in a run of its own.
+    With `allow_interface_change` an ONNX file may read and give a smaller cache of
     keys and values.
     """
 
@@ -69,6 +70,7 @@ class PruneOptions(RunOptions):
     layout: str = "uniform"
     round_to: int | None = None
     steps: int = 1
+    keep_tokens: Path | None = None
     depth: str = DEPTHS[0]
     experts: str = EXPERTS[0]
     batch: int = Workload.batch
@@ -100,7 +102,8 @@ class PruneOptions(RunOptions):
 
     @property
     def read_files(self) -> tuple[Path, ...]:
-        return (*self.calibration_files, *(() if self.plan is None else (self.plan,)))
+        named = (path for path in (self.plan, self.keep_tokens) if path is not None)
+        return (*self.calibration_files, *named)
 
     @property
     def parts(self) -> Method:
@@ -148,6 +151,9 @@ class PruneOptions(RunOptions):
         problems = list(self._problems())
         if problems:
             raise PrunecError(problems, Exit.USAGE)
+        if self.keep_tokens is not None:
+            plain = replace(self, calibration="none", restore="none", allocate="uniform", groups=())
+            return replace(plain, dtype=self._dtype, **plain.settled_data(needed=False))
         method = self.parts
         settled = replace(
             self,
@@ -214,7 +220,8 @@ class PruneOptions(RunOptions):
                 "--allow-interface-change",
                 help="leave it out: KV heads of a checkpoint are pruned without it",
             )
-        if not self.targets and self.plan is None:
+        yield from self._vocabulary_problems()
+        if not self.targets and self.plan is None and self.keep_tokens is None:
             yield Diagnostic(
                 "P812",
                 "no target given",
@@ -229,6 +236,37 @@ class PruneOptions(RunOptions):
                 "a plan already says what stays; a target cannot be asked for beside it",
                 "--plan",
                 help="drop --target, or drop --plan to make a new plan",
+            )
+
+    def _vocabulary_problems(self) -> Iterable[Diagnostic]:
+        asked = [role for role in self.groups if role != "vocab"]
+        if "vocab" in self.groups and self.keep_tokens is None:
+            yield Diagnostic(
+                "P815",
+                "which tokens stay is not for a criterion to say",
+                "--groups",
+                help="list their ids in a file: --keep-tokens ids.txt",
+            )
+        if self.keep_tokens is None:
+            return
+        beside = {
+            "--target": bool(self.targets), "--plan": self.plan is not None,
+            "--groups": bool(asked), "--steps": self.steps > 1,
+            "--recover-every": bool(self.recover_every),
+        }  # fmt: skip
+        for option in (name for name, given in beside.items() if given):
+            yield Diagnostic(
+                "P815",
+                "tokens are left out in a run of its own",
+                option,
+                help=f"leave {option} out, and prune the result",
+            )
+        if self.model.endswith(".onnx"):
+            yield Diagnostic(
+                "P815",
+                "an ONNX file does not say which of its inputs are tokens",
+                "--keep-tokens",
+                help="leave them out of the checkpoint that the file was exported from",
             )
 
     def _unfed(self, method: Method) -> Iterable[Diagnostic]:

@@ -104,6 +104,10 @@ def run_passes(
     """
     if loaded is None:
         loaded = load_for(options, progress, caches=options.allow_interface_change)
+    if options.keep_tokens is not None:
+        from prunec.vocabulary import prune_vocabulary  # whose result is one of these
+
+        return prune_vocabulary(options, loaded)
     if options.steps > 1 and options.plan is None:
         from prunec.steps import prune_in_steps  # made of this very function
 

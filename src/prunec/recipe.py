@@ -49,6 +49,7 @@ VERBS: Mapping[str, Mapping[str, type]] = {
         "layout": str,
         "round_to": int,
         "steps": int,
+        "keep_tokens": str,
         "depth": str,
         "experts": str,
         "batch": int,
@@ -266,8 +267,8 @@ def _as_yaml(options: RunOptions, name: str) -> Any:
     match name, getattr(options, name):
         case "targets", targets:
             return [str(target) for target in targets]
-        case "plan", plan:
-            return None if plan is None else str(plan.absolute())
+        case (("plan" | "keep_tokens"), path):
+            return None if path is None else str(path.absolute())
         case "calibration", _:
             return spell_mixture(options.mixture) if options.mixture else options.calibration
         case _, tuple() as values:
@@ -281,8 +282,8 @@ def _as_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     if "targets" in given:
         fields["targets"] = parse_targets(given["targets"])
-    if "plan" in given:
-        fields["plan"] = Path(given["plan"])
+    for name in {"plan", "keep_tokens"} & given.keys():
+        fields[name] = Path(given[name])
     return fields
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from prunec.calibrating import Calibrated, calibrate
-from prunec.ir.axes import Selection
+from prunec.ir.axes import Indices, Selection
 from prunec.ir.diagnostics import Diagnostic
 from prunec.journal import load_calibration, save_calibration
 from prunec.loading import Loaded, Overlaid, SlicedWeights, load
@@ -47,7 +47,7 @@ Made = TypeVar("Made")
 class Outcome:
     """A model after the passes, before anything is written: `rewritten` says what remains of it,
     `replaced` holds the weights that changed, at full width; `sliced` is whether dimensions became
-    smaller at all."""
+    smaller at all; `tokens` are the old ids of those that stay, where others were left out."""
 
     sliced: ClassVar[bool] = False
 
@@ -58,6 +58,7 @@ class Outcome:
     replaced: Weights
     layout: HfLayout | None = None
     calibrated: Calibrated | None = None
+    tokens: Indices | None = None
     warnings: tuple[Diagnostic, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
