@@ -35,6 +35,7 @@ class Gather:
         self._chunk_bytes = chunk_bytes
         self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
         self._turn = 0
+        self._known: dict[int, tuple[int, Indices]] = {}
 
     def chunks(self, array: Array, keep: Mapping[int, Indices]) -> Iterator[Array]:
         """Flat chunks of `array[keep]` in row-major order, as unsigned integers.
@@ -47,6 +48,7 @@ class Gather:
             inside = not indices.size or (indices.min() >= 0 and indices.max() < array.shape[d])
             assert inside, f"index out of range in dimension {d} of {array.shape}"
         if array.size and all(k.size for k in kept.values()):
+            self._known = {id(k): _blocks(k, array.shape[d]) for d, k in kept.items()}
             yield from self._chunks(array.view(carrier(array.dtype)), kept)
 
     def _chunks(self, array: Array, keep: Mapping[int, Indices]) -> Iterator[Array]:
@@ -89,7 +91,7 @@ class Gather:
             chunk = np.ascontiguousarray(chunk)
         for d, indices in keep.items():
             before, size, after = chunk.shape[:d], chunk.shape[d], chunk.shape[d + 1 :]
-            width, blocks = _blocks(indices, size)
+            width, blocks = self._known[id(indices)]
             seen = chunk.reshape(*before, size // width, width * math.prod(after))
             chunk = self._take(seen, blocks, d).reshape(*before, len(indices), *after)
         return chunk

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -107,7 +107,7 @@ def _row(file: Path, target: str) -> Document:
 
 
 def _unexplained(file: Path, told: Document) -> int:
-    """Dimensions of float initializers that are in no group and have no reason.
+    """Dimensions of float initializers that something reads, in no group and without a reason.
 
     Names of copies that readers of one tensor have end in # and a number."""
     known = {(name.partition("#")[0], dim) for g in told["groups"] for name, dim in g["places"]}
@@ -116,13 +116,26 @@ def _unexplained(file: Path, told: Document) -> int:
             places = re.findall(r"(?:^|, )(.*?)\[(\d+)\]", pin["where"])
             known |= {(name.partition("#")[0], int(dim)) for name, dim in places}
     missing = 0
-    for tensor in onnx.load(file, load_external_data=False).graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) == 1:
+    graph = onnx.load(file, load_external_data=False).graph
+    read = set(_read(graph))
+    for tensor in graph.initializer:
+        floats = tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) > 1
+        if not floats or tensor.name not in read:
             continue
         missing += sum(
             size > 1 and (tensor.name, dim) not in known for dim, size in enumerate(tensor.dims)
         )
     return missing
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """What nodes read, those in bodies too, and what leaves the graph."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _read(body)
 
 
 if __name__ == "__main__":

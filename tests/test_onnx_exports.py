@@ -41,10 +41,11 @@ def llama() -> Any:
 
 
 MODELS = {"bert": bert, "llama": llama}
-FILES = [f"bert-{way}" for way in WAYS if way != "cache"] + ["llama-dynamo", "llama-legacy"]
 
 
-@pytest.fixture(scope="module", params=FILES)
+@pytest.fixture(
+    scope="module", params=[f"{model}-{way}" for model in MODELS for way in WAYS if way != "cache"]
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     which, _, way = request.param.partition("-")
     torch.manual_seed(0)

@@ -44,9 +44,10 @@ def _powers(weight: Array, dim: int, power: int, chunk: int = 1 << 18) -> Scores
     total = np.zeros(weight.shape[dim])
     buffer = np.empty((rows, *weight.shape[1:]), np.float32)
     for start in range(0, weight.shape[0], rows):
-        source = weight[start : start + rows]
-        part = buffer[: len(source)]
-        part[...] = source
+        part = weight[start : start + rows]
+        if power == 1 or part.dtype != np.float32:  # else it is read where it lies
+            part = buffer[: len(part)]
+            part[...] = weight[start : start + rows]
         if dim == 0:
             flat = part.reshape(len(part), -1)
             total[start : start + rows] = _sums(flat, "ij->i", power)

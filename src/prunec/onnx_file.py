@@ -153,7 +153,8 @@ def _difference(found: Sequence[Array], wanted: Sequence[Array], dense: Sequence
 def examples(pruned: Outcome, dense: InferenceSession) -> list[Feeds]:
     """Windows of the calibration data where there are any; else seeded inputs at two shapes, or
     at the one that the file allows. Masks are ones, pictures have bars on them: on plain noise
-    detectors see nothing, and what they say of that is all rounding."""
+    detectors see nothing, and what they say of that is all rounding. Sound, which may have any
+    length, lies between -1 and 1."""
     calibrated = pruned.calibrated
     if calibrated is not None and calibrated.samples:
         return [dict(calibrated.samples[0].inputs)]
@@ -196,7 +197,9 @@ def _seeded(graph: Graph, batches: frozenset[str], batch: int, length: int, seed
     feeds: Feeds = {}
     for value in graph.inputs:
         shape = [d if isinstance(d, int) else sizes[d] for d in value.type.shape]
-        feeds[value.name[1:]] = _filled(value.name[1:], value.type.dtype, shape, rng)
+        array = _filled(value.name[1:], value.type.dtype, shape, rng)
+        sound = array.dtype.kind == "f" and array.ndim == 2 and isinstance(value.type.shape[1], str)
+        feeds[value.name[1:]] = array / array.dtype.type(3) if sound else array
     return feeds
 
 

@@ -85,8 +85,6 @@ PACKAGES = (
 MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
 """What a folder means as a model; its pictures and read-me files may change."""
 
-CHUNK = 1 << 22
-
 MODEL_FIELDS = ("path", "sha256")
 
 MODEL = "model"
@@ -185,11 +183,8 @@ def _hash_as(what: str, path: Path) -> str:
 
 
 def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _external_data(path: Path) -> list[Path]:
