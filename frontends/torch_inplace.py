@@ -13,6 +13,8 @@ __all__ = ["mutates", "rename_in_place"]
 
 # In-place in name only: their operand is a constant that nothing else sees.
 _HARMLESS = ("aten.detach_.default", "aten.lift_fresh.default")
+# They write at indices, whose dtype is not that of the result.
+_AT_PLACES = ("scatter", "index_")
 
 
 def mutates(node: fx.Node) -> bool:
@@ -100,7 +102,7 @@ def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
         return None
     dtypes = [arg.meta["val"].dtype for arg in node.all_input_nodes if _is_tensor(arg)]
     own = dtypes[0] if dtypes else None
-    same = all(dtype in (own, torch.bool) for dtype in dtypes)
+    same = name.startswith(_AT_PLACES) or all(dtype in (own, torch.bool) for dtype in dtypes)
     return form if same else None
 
 

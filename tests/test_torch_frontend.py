@@ -138,6 +138,21 @@ def test_in_place_on_shared_memory_is_left_to_torch() -> None:
     assert torch.equal(to_fx(found.graph, constants)(x), write_through_a_view(x))
 
 
+def test_writing_at_indices_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is not traced anew for it, which takes as long as the export."""
+    monkeypatch.setattr("torch.export.ExportedProgram.run_decompositions", None)
+
+    def chosen(x: Tensor) -> Tensor:
+        mask = torch.zeros_like(x)
+        mask.scatter_(1, x.topk(2)[1], 1.5)
+        return x * mask
+
+    found = traced(chosen, 2, 4)
+    assert "aten.scatter.value" in [op.name for op in found.graph.ops]
+    x = torch.randn(3, 4)
+    assert torch.equal(to_fx(found.graph)(x), chosen(x))
+
+
 def test_constants_keep_their_values_on_meta() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
