@@ -159,7 +159,8 @@ def test_pages(tmp_path: Path) -> None:
     found = summary([good, other, lost])
     assert (found["attempted"], found["built"], found["traced"]) == (3, 2, 2)
     assert (found["neurons_and_heads"], found["hidden"], found["failing"]) == (1, 0, 1)
-    assert (found["together"], found["formats"]) == (1, {"onnx": [1, 1], "torchscript": [0, 1]})
+    assert found["together"] == [1, 1]
+    assert found["formats"] == {"onnx": [1, 1], "torchscript": [0, 1]}
     assert found["rival"] == {"models": 1, "whole": 0, "roles": {"equal": 1, "fails": 1}}
     assert (found["fit_exponent"], found["fit_slope"], found["fit_r2"]) == (1.0, 10.0, 1.0)
     write_pages([good, other, lost], tmp_path)

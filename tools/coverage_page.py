@@ -79,7 +79,10 @@ def summary(rows: Sequence[Row]) -> Row:
         "with_hidden": len(hidden),
         "hidden": sum(_is(row, ("hidden",), "ok") for row in hidden),
         "failing": sum(any(mark(r) == "FAIL" for r in row["roles"].values()) for row in traced),
-        "together": sum(mark(_all(row)) == "ok" for row in traced),
+        "together": [
+            sum(mark(_all(row)) == "ok" for row in traced),
+            sum("together" in row for row in traced),
+        ],
         "silent": sum(bool(row["silent"]) for row in traced),
         "formats": {
             name: [sum(map(bool, tried)), len(tried)]
@@ -198,9 +201,10 @@ def _introduction(found: Row) -> Iterator[str]:
         f"{found['with_hidden']} that have one ({found['hidden'] / hidden:.1%}) |"
     )
     yield f"| some role not equal to masking | {found['failing']} |"
-    yield f"| all roles at once equal to masking | {found['together']} |"
-    for name, (good, tried) in found["formats"].items():
-        yield f"| {name} agrees with the executor | {good} of {tried} |"
+    told = {"all roles at once equal to masking": found["together"]}
+    told |= {f"{name} agrees with the executor": pair for name, pair in found["formats"].items()}
+    for what, (good, tried) in told.items():
+        yield f"| {what} | {good} of {tried} tried |"
     yield f"| a dimension neither in a group nor pinned | {found['silent']} |"
     if found.get("reachable") is not None:
         yield f"| share of the parameters in some group, median | {found['reachable']:.1%} |"
