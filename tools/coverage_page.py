@@ -90,7 +90,7 @@ def summary(rows: Sequence[Row]) -> Row:
             if (tried := [a for row in traced if (a := agrees(row, name)) is not None])
         },
         "rival": _rival(traced),
-        "sources": len({row.get("sources") for row in rows}),
+        "sources": len({row["sources"] for row in rows if row.get("sources")}),
         "reachable": statistics.median(row["reachable"] for row in traced) if traced else None,
         **_typing(traced),
     }
@@ -221,7 +221,10 @@ def _introduction(found: Row) -> Iterator[str]:
             f"| Torch-Pruning, every role equal to masking | {rival['whole']} of "
             f"{rival['models']} models; roles: {told} |"
         )
-    yield f"| states of prunec's sources that the rows were found with | {found['sources']} |"
+    yield (
+        "| states of prunec's sources that the rows were found with, at least | "
+        f"{found['sources']} |"
+    )
     yield ""
     yield "![typing time against nodes](coverage.png)"
 
