@@ -105,8 +105,10 @@ def _symbolic(dim: str, axis: Axis, counts: Mapping[str, int]) -> str:
     static = [f for f in factors if any(a.name in counts for a in atoms(f))]
     old = math.prod(size(f) for f in static)
     new = math.prod(new_size(f, counts) for f in static)
-    assert dim.startswith(f"{old}*") or dim.endswith(f"*{old}"), (dim, axis)
-    return re.sub(rf"(^|\*){old}(\*|$)", rf"\g<1>{new}\g<2>", dim, count=1)
+    number = re.search(r"(?<![^*])\d+(?![^*])", dim)  # of all static factors, of which some shrink
+    assert number is not None, (dim, axis)
+    assert int(number[0]) % old == 0, (dim, axis)
+    return f"{dim[: number.start()]}{int(number[0]) // old * new}{dim[number.end() :]}"
 
 
 def _put(arg: Arg, path: list[int | str], value: int) -> Arg:
