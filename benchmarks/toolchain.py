@@ -1,6 +1,7 @@
 """prunec in the toolchains of others, each installed with pip into an environment of its own.
 
-    python benchmarks/toolchain.py openvino --models minilm
+    python benchmarks/toolchain.py openvino gguf
+    python benchmarks/toolchain.py --models /path/to/a/tiny/llama lm_eval
 
 Without a name all are run. An environment gets torch, this checkout as `prunec[torch]`, and the
 tool in the version that the pages in docs/integrations speak of; it is made once and kept in
@@ -26,8 +27,11 @@ from common import run as measured
 
 TOOLS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino==2026.4.1",),
+    "gguf": ("scikit-build-core==1.1.2",),
+    "lm_eval": ("lm-eval[hf]==0.4.13",),
 }
-"""What is installed beside `prunec[torch]`."""
+"""What is installed beside `prunec[torch]`; scikit-build-core is what the source distribution that
+carries llama.cpp's converter is asked for its name with."""
 
 CONSTRAINTS = ROOT / "constraints.txt"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "benchmarks" / "integrations"
@@ -29,6 +31,18 @@ def test_every_tool_has_a_script_and_a_page_that_is_linked(load: Any) -> None:
     listed = (PAGES / "README.md").read_text(encoding="utf-8")
     assert all(f"({name})" in listed for name in pages - {"README.md"})
     assert "(docs/integrations/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_task_for_the_harness_names_fields_of_its_data(load: Any, tmp_path: Path) -> None:
+    module = load("with_lm_eval")
+    folder = module._tasks(tmp_path / "tasks")
+    lines = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["cities"][line["answer"]].strip() == module.CAPITALS[line["country"]]
+    for name in module.TASKS:
+        task = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        assert task["task"] == name
+        assert task["dataset_kwargs"]["data_files"]["test"] == str(folder / "data.jsonl")
 
 
 def test_a_command_is_told_as_typed(load: Any, tmp_path: Path) -> None:
