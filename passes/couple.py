@@ -44,6 +44,7 @@ class _Coupler:
         self.atoms = self._stored_atoms()
         self.names: dict[AxisId, str] = {}
         self.carriers = self._carriers()
+        self.counted = self._counted()
 
     def run(self) -> Coupling:
         for atom in self.atoms.values():
@@ -87,6 +88,13 @@ class _Coupler:
                 found[leaf].add(leaves)
         return {leaf: list(sets) for leaf, sets in found.items()}
 
+    def _counted(self) -> list[AxisId]:
+        """All dimensions of values that operations read or make which count indices."""
+        ops, dims = self.graph.ops, self.typing.dims
+        names = {n for i in self.typing.normed for n in (*ops[i].operands, *ops[i].results)}
+        axes = [axis for name in sorted(names & dims.keys()) for axis in dims[name]]
+        return list(dict.fromkeys(map(self.typing.axes.find, axes)))
+
     def _heads(self) -> None:
         """Tell KV heads from the query heads that share them."""
         for axes in self.evidence.attention.values():
@@ -103,14 +111,19 @@ class _Coupler:
                     atom.role = "kv_head"
 
     def _serves(self, parent: _Atom, child: _Atom) -> bool:
-        """Every place and value of the child lies inside the parent, which has more."""
+        """Every place and value of the child lies inside the parent, which has more.
+
+        Where indices are counted, in the same dimension: an operation that leaves the others of a
+        dimension out must know which, whatever index of the parent stands in another dimension.
+        """
         if not set(child.places) <= set(parent.places):
             return False
         if any(parent.leaf not in leaves for leaves in self.carriers[child.leaf]):
             return False
         dims = [self.typing.dims["@" + p.parameter][p.dim] for p in parent.places]
         counts = [self._occurrences(axis, parent.leaf, child.leaf) for axis in dims]
-        return all(inside == total for _, total, inside in counts) and any(
+        counted = [self._occurrences(axis, parent.leaf, child.leaf) for axis in self.counted]
+        return all(inside == total for _, total, inside in (*counts, *counted)) and any(
             outer > total for outer, total, _ in counts
         )
 

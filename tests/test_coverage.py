@@ -66,6 +66,14 @@ def test_prunable_and_equal_to_masking(kind: str) -> None:
         assert roles[role]["moved"] > 0, f"{role}: something was removed"
 
 
+def test_heads_under_a_norm_of_their_group_leave_alike() -> None:
+    """A norm over all heads of a group, with the groups in another dimension, can be masked only
+    where every group loses the same heads."""
+    found = row("mamba2")["roles"]
+    assert mark(found["query_head"]) == "ok"
+    assert found["query_head"]["moved"] > 0
+
+
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_the_program_is_the_model(kind: str) -> None:
     assert row(kind)["program"]["difference"] <= ALLOWED
