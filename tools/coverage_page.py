@@ -216,10 +216,10 @@ def _introduction(found: Row) -> Iterator[str]:
             f"{found['fit_exponent']} |"
         )
     if rival := found["rival"]:
-        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(rival["roles"].items()))
+        roles = ", ".join(f"{count} {outcome}" for outcome, count in sorted(rival["roles"].items()))
         yield (
             f"| Torch-Pruning, every role equal to masking | {rival['whole']} of "
-            f"{rival['models']} models; roles: {told} |"
+            f"{rival['models']} models; roles: {roles} |"
         )
     yield (
         "| states of prunec's sources that the rows were found with, at least | "

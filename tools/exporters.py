@@ -59,24 +59,29 @@ def _torch(model: Any, out: Path, *, dynamo: bool) -> None:
 
 def _large(model: Any) -> bool:
     """Whether the weights are too many for one file."""
-    return sum(p.numel() * p.element_size() for p in model.parameters()) > 1 << 30
+    return bool(sum(p.numel() * p.element_size() for p in model.parameters()) > 1 << 30)
 
 
 def _transformers(model: Any, out: Path, *, fusions: str | None = None) -> None:
-    from transformers.exporters import OnnxConfig, OnnxExporter
-
-    config = OnnxConfig(dynamic=True, ort_fusions=fusions)
-    found = OnnxExporter().export(model, _inputs(), config=config)
-    OnnxExporter.save_program(found.program, out)
+    exporters = _exporters()
+    config = exporters.OnnxConfig(dynamic=True, ort_fusions=fusions)
+    found = exporters.OnnxExporter().export(model, _inputs(), config=config)
+    exporters.OnnxExporter.save_program(found.program, out)
 
 
 def _cache(model: Any, out: Path) -> None:
-    from transformers.exporters import OnnxConfig, OnnxExporter
-
-    found = OnnxExporter().export_for_generation(
-        model, _inputs(), OnnxConfig(dynamic=True), multi_token_decode=True
+    exporters = _exporters()
+    found = exporters.OnnxExporter().export_for_generation(
+        model, _inputs(), exporters.OnnxConfig(dynamic=True), multi_token_decode=True
     )
-    OnnxExporter.save_program(found.components["decode"].program, out)
+    exporters.OnnxExporter.save_program(found.components["decode"].program, out)
+
+
+def _exporters() -> Any:
+    """The module; its names are made when they are read, which its stubs do not tell."""
+    import transformers.exporters
+
+    return transformers.exporters
 
 
 def _fused(model: Any, out: Path, *, dynamo: bool) -> None:
