@@ -17,7 +17,7 @@ from prunec.frontends.torch import Dynamic, Traced, trace
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 from prunec.ir.graph import Graph
 
-__all__ = ["example_inputs", "trace_hf"]
+__all__ = ["batched_experts", "example_inputs", "trace_hf"]
 
 MASK = "attention_mask"
 BATCH, SEQUENCE, DECODER_SEQUENCE = "batch", "sequence", "decoder_sequence"
@@ -41,7 +41,7 @@ def trace_hf(
     """
     if example is None:
         example, dynamic = example_inputs(model, extra_inputs)
-    with _plain_outputs(model), _batched_experts(model), _patches():
+    with _plain_outputs(model), batched_experts(model), _patches():
         traced = _traced(model, example, dynamic or {}, name or type(model).__name__)
     return replace(traced, graph=_without_states(traced.graph))
 
@@ -206,7 +206,7 @@ def _patches() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _batched_experts(model: nn.Module) -> Iterator[None]:
+def batched_experts(model: nn.Module) -> Iterator[None]:
     """Within the block experts run as batched matrix products, which have static shapes."""
     change = getattr(model, "set_experts_implementation", None)
     config = getattr(model, "config", None)

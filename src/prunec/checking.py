@@ -144,7 +144,7 @@ def _check(name: str, pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) 
 
 
 OPEN: Mapping[str, Callable[[Path], Runner]] = {
-    "hf": lambda stage: open_hf(str(stage / Formats.HF)),
+    "hf": lambda stage: open_hf(str(stage / Formats.HF), as_traced=True),
     "onnx": lambda stage: open_onnx(stage / Formats.ONNX),
     "torchscript": lambda stage: open_torchscript(stage / Formats.TORCHSCRIPT),
 }

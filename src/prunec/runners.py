@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,13 +131,20 @@ def open_openvino(path: Path, threads: int | None = None) -> Runner:
     return Runner("openvino", str(path), specs, _told(run, str(path)), params, size)
 
 
-def open_hf(model: str, threads: int | None = None, *, trust_remote_code: bool = False) -> Runner:
-    """A Hugging Face folder, hub id or .gguf in transformers, in float32 on the CPU."""
+def open_hf(
+    model: str,
+    threads: int | None = None,
+    *,
+    trust_remote_code: bool = False,
+    as_traced: bool = False,
+) -> Runner:
+    """A Hugging Face folder, hub id or .gguf in transformers, in float32 on the CPU. With
+    `as_traced` experts run as they were traced; the kernels of the stock class round otherwise."""
     import torch
 
     from prunec.frontends.hf import load_model
     from prunec.frontends.source import resolve
-    from prunec.frontends.torch_hf import example_inputs
+    from prunec.frontends.torch_hf import batched_experts, example_inputs
 
     source = resolve(model, trust_remote_code=trust_remote_code)
     if is_own_code(source.folder):
@@ -149,7 +157,8 @@ def open_hf(model: str, threads: int | None = None, *, trust_remote_code: bool =
     specs = tuple(_spec(name, x, dynamic.get(name) or {}) for name, x in examples.items())
 
     def run(feeds: Feeds) -> dict[str, Array]:
-        with torch.inference_mode():
+        experts = batched_experts(module) if as_traced else nullcontext()
+        with torch.inference_mode(), experts:
             outputs = module(**{name: torch.from_numpy(x) for name, x in feeds.items()})
         return {k: x.float().numpy() for k, x in outputs.items() if isinstance(x, torch.Tensor)}
 
