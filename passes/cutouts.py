@@ -49,7 +49,9 @@ def cut_out(coupling: Coupling, region: Region) -> Cutout:
         ops.append(op)
         wanted.update(op.operands)
     made = {name for op in ops for name in op.results}
-    outside = [name for name in graph.types if name in wanted - made and name.startswith("%")]
+    # as the block meets them: where else they are made differs between layers that are alike
+    read = dict.fromkeys([*(name for op in reversed(ops) for name in op.operands), last])
+    outside = [name for name in read if name not in made and name.startswith("%")]
     small = replace(
         graph,
         inputs=tuple(Value(name, graph.types[name]) for name in outside),

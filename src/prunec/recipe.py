@@ -240,6 +240,9 @@ def _mistakes(content: Mapping[str, Any], verb: str) -> Iterator[Diagnostic]:
         yield from _mistaken_option(name, value, VERBS[verb])
 
 
+SHAPES = {list: "a list of texts", int: "a number", str: "a text", bool: "true or false"}
+
+
 def _mistaken_option(name: Any, value: Any, options: Mapping[str, type]) -> Iterator[Diagnostic]:
     if name not in options:
         known = ", ".join(options)
@@ -250,7 +253,7 @@ def _mistaken_option(name: Any, value: Any, options: Mapping[str, type]) -> Iter
     if kind is list and fits:
         fits = all(isinstance(item, str) for item in value)
     if value is not None and not fits:
-        shape = "a list of texts" if kind is list else {int: "a number", str: "a text"}[kind]
+        shape = SHAPES[kind]
         yield Diagnostic("P841", f"option {name} is not {shape}: {brief(value)}")
 
 
