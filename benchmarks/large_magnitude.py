@@ -47,8 +47,8 @@ from common import (
 )
 from common import run as measured
 from random_llama import DTYPES, SIZES, random_llama
+from rival_home import torch_pruning
 from runtimes import checkpoint
-from torch_pruning_home import rival
 
 PROMISED, MOST_GB = "1.3b", 1.0
 CHUNK_BYTES = 1 << 24
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     add("--without-rival", action="store_true", help="leave Torch-Pruning out")
     asked = options.parse_args(arguments)
     folder = cache(asked.cache)
-    python = None if asked.without_rival else rival(folder)
+    python = None if asked.without_rival else torch_pruning(folder)
     dense = random_llama(folder, asked.size, asked.dtype)
     work = Path(tempfile.mkdtemp(prefix="large-", dir=folder))
     try:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy as np
 from common import ROOT, Document, Figure, cache, figures, main, model, parser, prunec, say
 from common import run as measured
 from onnx_files import PACKAGES, wheel_files
+from rival_home import rival
 
 from prunec.feeds import example_feeds
 from prunec.ir.diagnostics import PrunecError
@@ -59,12 +59,12 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     add("--share", type=float, default=0.3, help="of heads, channels and neurons to remove [0.3]")
     add("--cache", type=Path, help="folder for the rival and the wheels [~/.cache/prunec/...]")
     asked = options.parse_args(arguments)
-    rival = _rival(cache(asked.cache))
+    python = rival(cache(asked.cache), RIVAL, "onnxsim.pruning")
     packages = () if asked.without_packages else PACKAGES
     rows = []
     with tempfile.TemporaryDirectory(dir=cache(asked.cache)) as scratch:
         for name, file in _files(asked.models, asked.ways, packages, asked.cache, Path(scratch)):
-            row = {"file": name, **_row(file, rival, asked.share, Path(scratch) / "out")}
+            row = {"file": name, **_row(file, python, asked.share, Path(scratch) / "out")}
             say(f"{name}: {row}")
             rows.append(row)
     behind = [row["file"] for row in rows if not _ahead(row)]
@@ -102,30 +102,12 @@ def _files(
             yield f"{package}, {file.name}", file
 
 
-def _rival(folder: Path) -> Path:
-    """The Python of an environment with onnxsim beside this one's packages."""
-    home = folder / "onnxsim-env"
-    python = home / "bin" / "python"
-    if not (home / "done").is_file():
-        say(f"installing {RIVAL} into {home}")
-        shutil.rmtree(home, ignore_errors=True)
-        measured((sys.executable, "-m", "venv", "--without-pip", str(home))).expect(0)
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python))
-        measured((*pip, "install", "-q", "--no-deps", RIVAL)).expect(0)
-    (own,) = (home / "lib").glob("python*/site-packages")
-    packages = sysconfig.get_paths()["purelib"]
-    (own / "beside.pth").write_text(packages + "\n", encoding="utf-8")
-    measured((str(python), "-P", "-c", "import onnxsim.pruning")).expect(0)
-    (home / "done").touch()
-    return python
-
-
-def _row(file: Path, rival: Path, share: float, out: Path) -> Document:
+def _row(file: Path, python: Path, share: float, out: Path) -> Document:
     out.mkdir()
     try:
         dense = open_onnx(file)
         pruned = out / "rival.onnx"
-        made = measured((str(rival), "-P", "-c", SCRIPT, str(file), str(pruned), str(share)))
+        made = measured((str(python), "-P", "-c", SCRIPT, str(file), str(pruned), str(share)))
         if made.exit_code:
             theirs: Document = {"valid": False, "removed": 0, "said": _last(made.stderr)}
         else:

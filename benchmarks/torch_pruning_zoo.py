@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import ROOT, Document, cache, main, parser, say
-from torch_pruning_home import RIVAL, rival
+from rival_home import TORCH_PRUNING, torch_pruning
 
 SEEN = (ROOT / "src", ROOT / "tools")
 
@@ -46,9 +46,12 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     zoo = coverage.read(asked.state)
     traced = [kind for kind, row in zoo.items() if row["status"] == "traced"]
     wanted = [kind for kind in asked.models or traced if kind not in known]
-    say(f"{RIVAL} on {len(wanted)} models; {len(known)} were tried before")
+    say(f"{TORCH_PRUNING} on {len(wanted)} models; {len(known)} were tried before")
     if wanted:
-        command = (rival(cache(asked.cache)), Path(__file__).with_name("torch_pruning_rows.py"))
+        command = (
+            torch_pruning(cache(asked.cache)),
+            Path(__file__).with_name("torch_pruning_rows.py"),
+        )
         subprocess.run(
             [*map(str, command), str(state), str(asked.seconds), *wanted],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SEEN))},
@@ -61,7 +64,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     outcomes = Counter(role["outcome"] for roles in tried for role in roles.values())
     whole = sum(all(role["outcome"] == "equal" for role in roles.values()) for roles in tried)
     return {
-        "rival": RIVAL,
+        "rival": TORCH_PRUNING,
         "state": str(state),
         "models": len(tried),
         "models_with_every_role_equal": whole,

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SHARED = {
     "common", "quality_page", "quality_plot", "quality_rows", "random_llama", "runtimes",
-    "torch_pruning_home", "torch_pruning_llama", "torch_pruning_rows",
+    "rival_home", "torch_pruning_llama", "torch_pruning_rows",
 }  # fmt: skip
 COMMANDS = sorted(p for p in BENCHMARKS.glob("*.py") if p.stem not in SHARED)
 
