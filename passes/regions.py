@@ -4,7 +4,7 @@ A region has one entry and one exit of the same type. Whatever the program compu
 reaches an output through the exit alone, so that the exit may be replaced by the entry. Residual
 additions show where such regions are: a value is read both by a branch and by the addition that
 ends it. What follows each addition of a stream alike, such as the norm of a post-norm model,
-belongs to the region.
+belongs to the region. A stream that is reshaped goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property
 
 from prunec.ir.graph import Graph, Op
 from prunec.passes.coupling import Coupling
-from prunec.passes.residual import ADDITIONS
+from prunec.passes.residual import ADDITIONS, RESHAPES
 
 __all__ = ["DEPTH_ROLES", "Region", "find_regions"]
 
@@ -64,7 +64,7 @@ def find_regions(coupling: Coupling) -> tuple[Region, ...]:
     flow = _Flow(coupling)
     steps = _settled(flow, list(flow.steps()))
     found: list[Region] = []
-    for path, run in _runs(steps):
+    for path, run in _runs(flow, steps):
         inside = [part for step in run for part in _sublayers(flow, step)]
         layer = _layer(flow, path, run, inside)
         if layer is None or len(inside) > 1:
@@ -156,6 +156,18 @@ class _Flow:
         a, b = self.graph.types[one], self.graph.types[other]
         return (a.dtype, a.shape, a.axes) == (b.dtype, b.shape, b.axes) and "f" in a.dtype
 
+    def seen_as(self, value: str) -> list[str]:
+        """The value, and what it is called in other shapes when nothing reads it but in these."""
+        found = [value]
+        while True:
+            readers = self.readers[self.graph.producers[found[-1]]]
+            if len(readers) != 1 or readers[0] == self.sink:
+                return found
+            op = self.graph.ops[readers[0]]
+            if op.name not in RESHAPES:
+                return found
+            found.append(op.result)
+
     def _added(self, at: int, stop: int) -> Iterator[str]:
         """What additions that nothing else reads add up."""
         op = self.graph.ops[at]
@@ -240,14 +252,14 @@ def _tail(flow: _Flow, join: str, exit_: str) -> tuple[str, ...]:
     return tuple(flow.graph.ops[i].name for i in flow.inside(join, exit_))
 
 
-def _runs(steps: Sequence[_Step]) -> Iterator[tuple[str, list[_Step]]]:
+def _runs(flow: _Flow, steps: Sequence[_Step]) -> Iterator[tuple[str, list[_Step]]]:
     """Steps that follow one another in one numbered module, all of different kinds, with its
     path; steps outside of any such module stand alone, with no path."""
     run: list[_Step] = []
     at = ""
     for step in steps:
         path = _numbered(step, steps)
-        if run and not (path and path == at and run[-1].exit == step.entry):
+        if run and not (path and path == at and step.entry in flow.seen_as(run[-1].exit)):
             yield at, run
             run = []
         at = path
@@ -291,11 +303,13 @@ def _leads(flow: _Flow, op: Op, branch: str) -> bool:
 
 def _layer(flow: _Flow, path: str, run: Sequence[_Step], inside: Sequence[Region]) -> Region | None:
     """The steps of one numbered module as a whole."""
-    if not path or not flow.alike(run[0].entry, run[-1].exit):
+    ends = flow.seen_as(run[-1].exit)
+    exit_ = next((value for value in ends if flow.alike(run[0].entry, value)), None)
+    if not path or exit_ is None:
         return None
     parts = tuple(part.name for part in inside) if len(inside) > 1 else ()
     branches = tuple(branch for step in run for branch in step.branches)
-    return Region(path, "layer", run[0].entry, run[-1].exit, branches=branches, parts=parts)
+    return Region(path, "layer", run[0].entry, exit_, branches=branches, parts=parts)
 
 
 def _named(found: Sequence[Region]) -> tuple[Region, ...]:

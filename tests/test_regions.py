@@ -25,6 +25,7 @@ DEEP: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 3},
     "bert": {"num_hidden_layers": 3},
     "gpt_neox": {"num_hidden_layers": 3},
+    "opt": {"num_hidden_layers": 3},
     "t5": {"num_layers": 3},
     "vit": {"num_hidden_layers": 3},
     "resnet": {"embedding_size": 16, "depths": [3, 2]},
@@ -110,6 +111,7 @@ LAYERS = {
     "llama": ("model.layers", 1),
     "bert": ("encoder.layer", 1),
     "gpt_neox": ("gpt_neox.layers", 1),
+    "opt": ("model.decoder.layers", 1),
     "vit": ("vit.layers", 1),
     "resnet": ("encoder.stages.0.layers", 1),
 }
@@ -125,7 +127,7 @@ def test_a_layer_less_is_the_smaller_network(name: str) -> None:
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_the_first_and_the_last_layer(number: int) -> None:
-    for name in ("llama", "bert", "gpt_neox", "vit"):
+    for name in ("llama", "bert", "gpt_neox", "opt", "vit"):
         path, _ = LAYERS[name]
         found = removed(name, f"{path}.{number}/layer")
         assert same(found, by_hand(name, without(path, number)))
@@ -185,11 +187,11 @@ def test_a_block_of_t5() -> None:
 FOUND = {
     "llama": (6, 3), "bert": (6, 3), "gpt_neox": (6, 3), "t5": (15, 6), "vit": (6, 3),
     "resnet": (0, 4), "swin": (8, 4), "convnext": (0, 5), "mixtral": (4, 2), "albert": (4, 0),
-    "gemma3": (4, 2), "opt": (0, 4), "bloom": (4, 2), "distilbert": (4, 2),
+    "gemma3": (4, 2), "opt": (6, 3), "bloom": (4, 2), "distilbert": (4, 2),
 }  # fmt: skip
 """Sublayers and layers. A layer of one branch is a layer alone; where all layers are one module,
-no name tells them apart. OPT adds in the layer itself, after a reshape to two dimensions, so that
-its two branches are counted as layers of one branch each: a limit that this table states."""
+no name tells them apart. OPT's second branch lies on a stream of two dimensions, the first and
+the layer on one of three."""
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -217,6 +219,6 @@ def test_what_stays_keeps_its_groups() -> None:
 
 
 def _each() -> Iterator[tuple[str, Region]]:
-    for name in ("llama", "bert", "gpt_neox", "resnet"):
+    for name in ("llama", "bert", "gpt_neox", "opt", "resnet"):
         for region in list(regions(name).values())[-3:]:
             yield name, region
