@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CHUNK_BYTES", "Array", "Gather", "Indices", "carrier"]
+__all__ = ["CHUNK_BYTES", "Array", "Gather", "Indices", "carrier", "write_behind"]
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -26,14 +27,15 @@ def carrier(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 class Gather:
-    """Takes slices in chunks; one object serves any number of arrays and keeps its two buffers.
+    """Takes slices in chunks; one object serves any number of arrays and keeps its buffers.
 
-    A chunk is valid until the next one is asked for.
+    A chunk is valid until the second one after it is asked for: one can be written while the next
+    is gathered.
     """
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._chunk_bytes = chunk_bytes
-        self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._buffers: list[Array] = []
         self._turn = 0
         self._known: dict[int, tuple[int, Indices]] = {}
 
@@ -47,6 +49,9 @@ class Gather:
         for d, indices in kept.items():
             inside = not indices.size or (indices.min() >= 0 and indices.max() < array.shape[d])
             assert inside, f"index out of range in dimension {d} of {array.shape}"
+        # one to be written, one for every dimension that is taken on the way to the next
+        missing = len(kept) + 1 - len(self._buffers)
+        self._buffers += [np.empty(0, np.uint8) for _ in range(missing)]
         if array.size and all(k.size for k in kept.values()):
             self._known = {id(k): _blocks(k, array.shape[d]) for d, k in kept.items()}
             yield from self._chunks(array.view(carrier(array.dtype)), kept)
@@ -103,11 +108,24 @@ class Gather:
         return np.take(array, indices, axis=d, out=out, mode="clip")
 
     def _room(self, nbytes: int) -> Array:
-        """A buffer other than the one handed out last, which may hold what is being sliced."""
-        self._turn = 1 - self._turn
+        """The buffer that was handed out longest ago."""
+        self._turn = (self._turn + 1) % len(self._buffers)
         if len(self._buffers[self._turn]) < nbytes:
             self._buffers[self._turn] = np.empty(max(nbytes, self._chunk_bytes), np.uint8)
         return self._buffers[self._turn][:nbytes]
+
+
+def write_behind(file: IO[bytes], chunks: Iterable[Array]) -> None:
+    """Write the chunks of a Gather, each while the next is gathered."""
+    written: Future[int] | None = None
+    with ThreadPoolExecutor(1) as writer:
+        for chunk in chunks:
+            data = np.ascontiguousarray(chunk).data
+            if written is not None:
+                written.result()
+            written = writer.submit(file.write, data)
+        if written is not None:
+            written.result()
 
 
 def _whole(indices: Indices, size: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from prunec.backends.gather import Gather, Indices
+from prunec.backends.gather import Gather, Indices, write_behind
 
 __all__ = ["CutTensor"]
 
@@ -76,8 +76,7 @@ class CutTensor:
             file.write(ir.Tensor(self.numpy(), dtype=self.dtype).tobytes())
             return
         array = self._read()
-        for chunk in Gather().chunks(array, self._keep):
-            file.write(np.ascontiguousarray(chunk).data)
+        write_behind(file, Gather().chunks(array, self._keep))
         _given_back(array)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from prunec.backends.gather import Gather
+from prunec.backends.gather import Gather, write_behind
 from prunec.backends.safetensors_writer import Entry, Sliced, write
 from prunec.frontends.weights import ArrayStore, OverlayStore, RenamedStore, WeightStore
 from prunec.ir.diagnostics import PrunecError
@@ -290,6 +292,35 @@ def test_chunks_are_the_slice(
         chunks = [chunk.copy() for chunk in gather.chunks(array, keep)]
         found = np.concatenate(chunks) if chunks else np.empty(0)
         np.testing.assert_array_equal(found, expected.reshape(-1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(slices(), st.sampled_from([8, 64, 4096]))
+def test_a_chunk_lasts_while_the_next_is_gathered(
+    given_slice: tuple[np.ndarray, dict[int, np.ndarray]], size: int
+) -> None:
+    array, keep = given_slice
+    expected = array
+    for d, indices in keep.items():
+        expected = expected.take(indices, axis=d)
+    held = io.BytesIO()
+    write_behind(held, Gather(size).chunks(array, keep))
+    assert held.getvalue() == expected.tobytes()
+    before: list[np.ndarray] = []
+    for chunk in Gather(size).chunks(array, keep):
+        if before:
+            np.testing.assert_array_equal(*before)
+        before = [chunk, chunk.copy()]
+
+
+class Full(io.RawIOBase):
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+
+def test_a_full_disk_is_told() -> None:
+    with pytest.raises(OSError, match="no space left"):
+        write_behind(Full(), Gather(8).chunks(np.arange(100), {0: np.arange(0, 100, 2)}))
 
 
 def test_order_of_indices_is_kept() -> None:
