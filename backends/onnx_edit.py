@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from prunec.backends.onnx_check import check_written
 from prunec.backends.onnx_sliced import CutTensor
@@ -106,6 +107,8 @@ class _Edit:
             self._operation(before[op.result], op, self.twins[id(node)])
         self._shapes()
         self._clean()
+        if self.original.nodes.keys() - {op.result for op in self.rewritten.graph.ops}:
+            self._shorten()
         return self.model
 
     # -- parameters ---------------------------------------------------------------------
@@ -260,6 +263,28 @@ class _Edit:
             value.shape = ir.Shape(
                 [own if a == b else b if isinstance(b, int) else None for own, a, b in pairs]
             )
+
+    def _shorten(self) -> None:
+        """Leave out what became of regions that are gone: nodes and weights that nothing needs,
+        inputs and outputs that the smaller program lacks. Outputs keep their names."""
+        graph = self.rewritten.graph
+        outputs = [self._output(name, self.values[value]) for name, value in graph.outputs]
+        self.graph.outputs.clear()
+        self.graph.outputs.extend(outputs)
+        RemoveUnusedNodesPass()(self.model)
+        left = {value.name[1:] for value in graph.inputs}
+        for value in [v for v in self.graph.inputs if v.name not in left]:
+            self.graph.inputs.remove(value)
+
+    def _output(self, name: str, value: ir.Value) -> ir.Value:
+        """What stands in the place of an output goes on under its name."""
+        own = self.named[name]
+        if own is value:
+            return own
+        own.name = self._unused(name)
+        out = ir.Value(name=name, type=own.type, shape=own.shape)
+        self.graph.append(ir.Node("", "Identity", [value], outputs=[out]))
+        return out
 
     def _clean(self) -> None:
         """Constants that nothing reads any more because their readers got others."""

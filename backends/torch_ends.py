@@ -7,30 +7,17 @@ opened once and closed again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from prunec.backends.interpreter import Flow, Program
 from prunec.ir.graph import Graph
+from prunec.passes.depth import Ends
 from prunec.passes.regions import Region
 
-__all__ = ["Ends", "observe_ends"]
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass
-class Ends:
-    """`influence` of each region by name: one minus the cosine of its input and output, mean over
-    tokens. `vectors` of each end by value, at the last position of each window, shape (windows,
-    features)."""
-
-    influence: dict[str, float] = field(default_factory=dict)
-    vectors: dict[str, Floats] = field(default_factory=dict)
+__all__ = ["observe_ends"]
 
 
 @torch.no_grad()

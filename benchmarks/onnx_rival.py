@@ -10,9 +10,9 @@ removed. prunec then prunes the same file by magnitude to as many parameters as 
 that is all, or its file does not load or run, to what the same share of neurons, channels and heads
 leaves. Calibration, refitting and verification are left out: this compares what is found.
 
-`cosine` is that of all outputs together with those of the dense file, the mean of three seeded
-inputs. Promised: prunec's file is valid, and its cosine at least that of onnxsim's wherever
-onnxsim's is valid and removed something.
+`cosine` is that of all outputs together with those of the dense file, the mean over seeded inputs
+of two sizes and three seeds. Promised: prunec's file is valid, and its cosine at least that of
+onnxsim's wherever onnxsim's is valid and removed something.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from common import run as measured
 from onnx_files import PACKAGES, wheel_files
 from rival_home import rival
 
-from prunec.feeds import example_feeds
-from prunec.ir.diagnostics import PrunecError
+from prunec.feeds import Feeds
+from prunec.frontends.onnx import read_onnx
+from prunec.ir.diagnostics import PrunecError, fail
+from prunec.onnx_feeds import seeded_feeds
 from prunec.runners import Runner, open_onnx
 
 RIVAL = "onnxsim==0.8.1"
 MODELS, WAYS = ("minilm", "smollm2"), ("dynamo", "legacy")
-SEEDS, BATCH, LENGTH = 3, 1, 32
-SIZES = ((BATCH, LENGTH), (1, 512), (1, 1024))
+SEEDS = 3
 
 SCRIPT = """
 import sys, onnx
@@ -105,13 +106,13 @@ def _files(
 def _row(file: Path, python: Path, share: float, out: Path) -> Document:
     out.mkdir()
     try:
-        dense = open_onnx(file)
+        dense = Dense(file)
         pruned = out / "rival.onnx"
         made = measured((str(python), "-P", "-c", SCRIPT, str(file), str(pruned), str(share)))
         if made.exit_code:
             theirs: Document = {"valid": False, "removed": 0, "said": _last(made.stderr)}
         else:
-            theirs = _measured(pruned, dense)
+            theirs = dense.beside(pruned)
         left = dense.params - theirs["removed"] if theirs["valid"] else dense.params
         ours = _ours(file, dense, left, share, out)
     finally:
@@ -119,7 +120,7 @@ def _row(file: Path, python: Path, share: float, out: Path) -> Document:
     return {"params": dense.params, "prunec": ours, "onnxsim": theirs}
 
 
-def _ours(file: Path, dense: Runner, left: int, share: float, out: Path) -> Document:
+def _ours(file: Path, dense: Dense, left: int, share: float, out: Path) -> Document:
     """To as many parameters; the target counts more than floats in initializers, so by share."""
     percent = 100 * left / dense.params if left < dense.params else 100 * (1 - share / 2)
     finished = measured(
@@ -129,7 +130,7 @@ def _ours(file: Path, dense: Runner, left: int, share: float, out: Path) -> Docu
     if finished.exit_code not in (0, 3) or not (out / "ours").exists():
         told = _last(finished.stderr, "error[")
         return {"valid": False, "removed": 0, "said": told, "nothing": "P40" in told}
-    return _measured(out / "ours" / "onnx" / "model.onnx", dense)
+    return dense.beside(out / "ours" / "onnx" / "model.onnx")
 
 
 def _last(text: str, begins: str = "") -> str:
@@ -137,40 +138,30 @@ def _last(text: str, begins: str = "") -> str:
     return lines[-1][:300] if lines else ""
 
 
-def _measured(file: Path, dense: Runner) -> Document:
-    try:
-        found = open_onnx(file)
-        cosine = float(np.mean([_cosine(found, dense, seed) for seed in range(SEEDS)]))
-    except PrunecError as error:
-        return {"valid": False, "removed": 0, "said": error.diagnostics[0].message[:300]}
-    return {"valid": True, "removed": dense.params - found.params, "cosine": round(cosine, 6)}
+class Dense:
+    """A file with what it gives for a few inputs."""
 
+    def __init__(self, file: Path) -> None:
+        runner, graph = open_onnx(file), read_onnx(file).graph
+        self.params = runner.params
+        self.feeds: list[Feeds] = []
+        for seed in range(SEEDS):
+            self.feeds += seeded_feeds(graph, runner.run, seed, file.name)
+        self.outputs = [_flat(runner.run(feeds)) for feeds in self.feeds]
 
-def _cosine(found: Runner, dense: Runner, seed: int) -> float:
-    wanted, feeds = _run(dense, seed)
-    a, b = _flat(wanted), _flat(found.run(feeds))
-    if a.shape != b.shape:
-        raise _differently()
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0))
-
-
-def _differently() -> PrunecError:
-    from prunec.ir.diagnostics import fail
-
-    return fail("P855", "outputs have other shapes than those of the dense file")
-
-
-def _run(dense: Runner, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """At the first size that the file takes."""
-    problem: PrunecError | None = None
-    for batch, length in SIZES:
-        feeds = example_feeds(dense.inputs, batch=batch, length=length, seed=seed)
+    def beside(self, file: Path) -> Document:
         try:
-            return dense.run(feeds), feeds
+            found = open_onnx(file)
+            cosine = float(np.mean([self._cosine(found, i) for i in range(len(self.feeds))]))
         except PrunecError as error:
-            problem = problem or error
-    assert problem is not None
-    raise problem
+            return {"valid": False, "removed": 0, "said": error.diagnostics[0].message[:300]}
+        return {"valid": True, "removed": self.params - found.params, "cosine": round(cosine, 6)}
+
+    def _cosine(self, found: Runner, i: int) -> float:
+        a, b = self.outputs[i], _flat(found.run(self.feeds[i]))
+        if a.shape != b.shape:
+            raise fail("P855", "outputs have other shapes than those of the dense file")
+        return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0))
 
 
 def _flat(outputs: dict[str, Any]) -> Any:

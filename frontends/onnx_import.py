@@ -21,11 +21,12 @@ import onnx
 import onnx_ir as ir
 
 from prunec.frontends.onnx_flat import Flat, Step
+from prunec.frontends.onnx_places import place_of
 from prunec.frontends.onnx_sizes import Known, Unfit, evaluate, symbol
 from prunec.ir.diagnostics import fail
 from prunec.ir.dialects.onnx import DTYPES, POINTWISE
 from prunec.ir.dialects.onnx_sizes import SIZES
-from prunec.ir.graph import Arg, Attr, Dim, Graph, Loc, Op, Parameter, Ref, TensorType, Value
+from prunec.ir.graph import Arg, Attr, Dim, Graph, Op, Parameter, Ref, TensorType, Value
 from prunec.ir.sizes import dim_size
 
 __all__ = ["Imported", "import_graph"]
@@ -256,14 +257,13 @@ class _Import:
         args = tuple(self._arg(step, i, name) for i, name in enumerate(step.inputs))
         args += tuple(self._arg(step, -1, name) for name in step.captured)
         name = f"onnx.{step.node.op_type}" if not step.domain else step.kind
-        loc = Loc(step.node.name or step.call.name or "")
         return Op(
             f"unshaped.{name}" if blind and not step.closed else name,
             args,
             tuple(self._attributes(step)),
             results,
             types,
-            loc,
+            place_of(step, self.flat.stored),
             pointwise=name in POINTWISE and not blind,
         )
 

@@ -57,6 +57,7 @@ class Typing:
     without_rule: dict[str, int] = field(default_factory=dict)
     sizes: RuntimeSizes = field(default_factory=RuntimeSizes)
     inner: dict[str, str] = field(default_factory=dict)
+    grown: list[tuple[str, str]] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     positions: dict[str, AxisId] = field(default_factory=dict)
     choices: list[tuple[AxisId, int]] = field(default_factory=list)
@@ -300,7 +301,8 @@ class Typing:
 
     def _interface(self) -> None:
         """Inputs and outputs stay as they are, unless caches may change."""
-        free = self._grown() if self.caches else frozenset()
+        self.grown = self._grown() if self.caches else []
+        free = {name for pair in self.grown for name in pair}
         for value in self.graph.inputs if self.caches else ():
             self.axes.where = "input"
             if value.name not in free:
@@ -310,15 +312,15 @@ class Typing:
             if result in self.dims and result not in free:
                 self.pin(self.dims[result], f"graph output `{name}`")
 
-    def _grown(self) -> frozenset[str]:
-        """Inputs that hold what came before, and the outputs that such an input grows to: one of
-        its dimensions is added to (`past + sequence`), all static ones are the same axes."""
-        found: set[str] = set()
-        for value in self.graph.inputs:
-            for _, result in self.graph.outputs:
-                if result in self.dims and self._grows(value.name, result):
-                    found |= {value.name, result}
-        return frozenset(found)
+    def _grown(self) -> list[tuple[str, str]]:
+        """Inputs that hold what came before, each with the outputs that it grows to: one of its
+        dimensions is added to (`past + sequence`), all static ones are the same axes."""
+        return [
+            (value.name, result)
+            for value in self.graph.inputs
+            for _, result in self.graph.outputs
+            if result in self.dims and self._grows(value.name, result)
+        ]
 
     def _grows(self, before: str, after: str) -> bool:
         types = self.graph.types

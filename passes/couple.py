@@ -66,6 +66,7 @@ class _Coupler:
             self.typing.without_rule,
             self._reads(),
             {name: self._term(axis) for name, axis in self.typing.positions.items()},
+            tuple(self.typing.grown),
         )
 
     # -- atoms --------------------------------------------------------------------------

@@ -79,6 +79,8 @@ class Coupling:
     `reads` are all places where a layer sums over a dimension of its weight, in the order of the
     program, whether the axis is pinned or not; `weight.dim` counts the dimensions as the layer
     sees them. `positions` names values whose entries are positions in an axis, and that axis.
+    `caches` are inputs that hold what came before, each with an output that it grows to, where
+    these may change.
     """
 
     graph: Graph
@@ -90,6 +92,7 @@ class Coupling:
     without_rule: Mapping[str, int]
     reads: tuple[Consumer, ...] = ()
     positions: Mapping[str, Axis] = field(default_factory=dict)
+    caches: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

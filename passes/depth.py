@@ -7,13 +7,14 @@ or what the program loses without some regions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from prunec.passes.regions import Region
 
-__all__ = ["DEPTHS", "angle", "angular", "by_influence", "greedy", "overlapping"]
+__all__ = ["DEPTHS", "Ends", "angle", "angular", "by_influence", "greedy", "overlapping"]
 
 DEPTHS = ("sleb", "shortgpt", "angular")
 """Names of the orders. `sleb`: Song et al., SLEB, ICML 2024, algorithm 1 (the region whose loss
@@ -26,6 +27,16 @@ healing."""
 Floats = npt.NDArray[np.float64]
 Met = Callable[[Sequence[Region]], bool]
 """Whether the target holds without these regions."""
+
+
+@dataclass
+class Ends:
+    """`influence` of each region by name: one minus the cosine of its input and output, mean over
+    tokens. `vectors` of each end by value, at the last position of each window, shape (windows,
+    features)."""
+
+    influence: dict[str, float] = field(default_factory=dict)
+    vectors: dict[str, Floats] = field(default_factory=dict)
 
 
 def by_influence(

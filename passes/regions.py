@@ -4,13 +4,14 @@ A region has one entry and one exit of the same type. Whatever the program compu
 reaches an output through the exit alone, so that the exit may be replaced by the entry. Residual
 additions show where such regions are: a value is read both by a branch and by the addition that
 ends it. What follows each addition of a stream alike, such as the norm of a post-norm model,
-belongs to the region. A stream that is reshaped goes on.
+belongs to the region. A stream that is reshaped goes on. Caches that may change belong to the
+region that reads them: what came before, and the output that this grows to.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,6 +33,7 @@ class Region:
     pass on what else they read, and `entry` and `exit` are those of all branches.
 
     `branches` are the values that it adds to the stream; `parts` names the sublayers of a layer.
+    `caches` are the inputs, each with its output, that go with it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Region:
     branch: str | None = None
     branches: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    caches: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +74,21 @@ def find_regions(coupling: Coupling) -> tuple[Region, ...]:
             found += inside
         if layer is not None:
             found.append(layer)
-    return _named(found)
+    return _named([replace(region, caches=flow.caches_of(region)) for region in found])
 
 
 class _Flow:
     """What reads what, and through which value everything must go (its post-dominator).
 
-    Sizes are not followed: what reads no more than a shape does not depend on the values.
+    Sizes are not followed: what reads no more than a shape does not depend on the values. Neither
+    are outputs that are caches.
     """
 
     def __init__(self, coupling: Coupling) -> None:
         self.graph: Graph = coupling.graph
         self.contractions = {self.graph.producers[c.op] for c in coupling.contractions}
         self.sink = len(self.graph.ops)
+        self.caches = coupling.caches
 
     @cached_property
     def readers(self) -> list[list[int]]:
@@ -91,13 +96,14 @@ class _Flow:
         ops, producers = self.graph.ops, self.graph.producers
         found: list[dict[int, None]] = [{} for _ in ops]
         for i, op in enumerate(ops):
-            if all(type_.dtype == "index" for type_ in op.types):
+            if self._measures(i):
                 continue
             for name in op.operands:
                 if name in producers:
                     found[producers[name]][i] = None
+        grown = {after for _, after in self.caches}
         for _, value in self.graph.outputs:
-            if value in producers:
+            if value in producers and value not in grown:
                 found[producers[value]][self.sink] = None
         return [list(r) for r in found]
 
@@ -190,13 +196,47 @@ class _Flow:
         if branch not in self.graph.producers:
             return False
         first, last = self.graph.producers[entry], self.graph.producers[branch]
-        behind = {last}
-        for i in range(last, first, -1):
-            if i in behind:
-                producers = self.graph.producers
-                behind |= {producers[n] for n in self.graph.ops[i].operands if n in producers}
+        behind = self._behind(last, first)
         between = set(self.inside(entry, branch)) & behind
         return first in behind and any(i in self.contractions for i in between)
+
+    def caches_of(self, region: Region) -> tuple[tuple[str, str], ...]:
+        """The caches that a region reads and lets grow, before its entry and exit meet them."""
+        producers = self.graph.producers
+        last = producers[region.branch or region.exit]
+        between = self._behind(last, producers[region.entry])
+        between &= set(self.inside(region.entry, region.branch or region.exit))
+        stops = {producers[region.entry], producers[region.exit], last}
+        found = []
+        for before, after in self.caches:
+            reached = self._reached(before, stops)
+            if reached & between and producers[after] in reached:
+                found.append((before, after))
+        return tuple(found)
+
+    def _reached(self, value: str, stops: Collection[int]) -> set[int]:
+        """The operations computed from a value, none of them from what is made at `stops`."""
+        found: set[int] = set()
+        todo = [i for i in self.graph.uses.get(value, ()) if not self._measures(i)]
+        while todo:
+            i = todo.pop()
+            if i in found or i == self.sink:
+                continue
+            found.add(i)
+            todo += self.readers[i] if i not in stops else ()
+        return found
+
+    def _measures(self, at: int) -> bool:
+        """Whether an operation reads no more than sizes."""
+        return all(type_.dtype == "index" for type_ in self.graph.ops[at].types)
+
+    def _behind(self, last: int, first: int) -> set[int]:
+        """The operations from `first` on that another one is computed from, and that one."""
+        behind, producers = {last}, self.graph.producers
+        for i in range(last, first, -1):
+            if i in behind:
+                behind |= {producers[n] for n in self.graph.ops[i].operands if n in producers}
+        return behind
 
     def path(self, ops: Iterable[Op]) -> str:
         """The module that the layers with weights among the operations have in common."""

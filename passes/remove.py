@@ -6,7 +6,7 @@ smaller program names them as a plan for the whole one does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from prunec.ir.graph import Graph, Op, renamed
@@ -23,7 +23,8 @@ def remove(coupling: Coupling, regions: Sequence[Region]) -> Coupling:
     if not regions:
         return coupling
     graph, stand_ins = bypassed(coupling.graph, regions)
-    return _restricted(coupling, dce(graph), stand_ins)
+    gone = {pair for region in regions for pair in region.caches}
+    return _restricted(coupling, _uncached(graph, gone), stand_ins)
 
 
 def bypassed(graph: Graph, regions: Iterable[Region]) -> tuple[Graph, dict[str, str]]:
@@ -38,6 +39,29 @@ def bypassed(graph: Graph, regions: Iterable[Region]) -> tuple[Graph, dict[str, 
             graph = _replaced(graph, old, new)
             stand_ins = {k: new if v == old else v for k, v in stand_ins.items()} | {old: new}
     return graph, stand_ins
+
+
+def _uncached(graph: Graph, gone: Collection[tuple[str, str]]) -> Graph:
+    """Without dead code and without these caches. Where the rest asks one for its size only,
+    another input of the same shape answers; without any such it stays."""
+    grown = {after for _, after in gone}
+    outputs = tuple((name, value) for name, value in graph.outputs if value not in grown)
+    graph = dce(replace(graph, outputs=outputs))
+    leaving = dict.fromkeys(
+        value.name for value in graph.inputs if value.name in {b for b, _ in gone}
+    )
+    others = [value for value in graph.inputs if value.name not in leaving]
+    for name in leaving:
+        shape = graph.types[name].shape
+        other = next((value.name for value in others if value.type.shape == shape), None)
+        readers = [graph.ops[i] for i in graph.uses.get(name, ())]
+        sized = all(type_.dtype == "index" for op in readers for type_ in op.types)
+        if readers and not (sized and other):
+            continue
+        if readers and other:
+            graph = _replaced(graph, name, other)
+        graph = replace(graph, inputs=tuple(v for v in graph.inputs if v.name != name))
+    return graph
 
 
 def _bypass(graph: Graph, region: Region) -> Iterable[tuple[str, str]]:
@@ -79,6 +103,7 @@ def _restricted(coupling: Coupling, graph: Graph, stand_ins: Mapping[str, str]) 
         literals={name: found for name, found in coupling.literals.items() if name in live},
         contractions=tuple(c for c in coupling.contractions if c.op in live),
         normed={name: axes for name, axes in coupling.normed.items() if name in live},
+        caches=tuple((a, b) for a, b in coupling.caches if a in graph.types and b in live),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,135 @@ def test_other_models_have_no_such_inputs(capsys: pytest.CaptureFixture[str]) ->
     command = ["prune", "somewhere", "--dry-run", "--target", "params=90%"]
     assert main([*command, "--allow-interface-change"]) == 2
     assert "error[P816]" in capsys.readouterr().err
+
+
+# Layers
+
+
+def in_layers(path: Path) -> Path:
+    """The decoder with names of nodes that tell the layer, as exporters give them."""
+    model = onnx.load(decoder(path))
+    for node in model.graph.node:
+        layer = re.search(r"(?:^h|present__)(\d)_", node.output[0])
+        if layer is not None:
+            node.name = f"/layers.{layer[1]}/attn/{node.output[0]}"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def layered(tmp_path: Path) -> Path:
+    return in_layers(tmp_path / "model.onnx")
+
+
+def fed(rows: int = 4, past: int = 3, length: int = 8) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    caches = {
+        f"past__{i}__{kind}": rng.standard_normal((rows, KV, past, INSIDE)).astype(np.float32)
+        for i in range(LAYERS)
+        for kind in ("key", "value")
+    }
+    return {"input_ids": rng.integers(0, VOCABULARY, (rows, length)), **caches}
+
+
+def without_layer(model: Path, layer: int, out: Path) -> Path:
+    """Written by hand: the nodes of the other layer, which reads what the first one read."""
+    proto = onnx.load(model)
+    graph = proto.graph
+    mine = [n for n in graph.node if n.name.startswith(f"/layers.{layer}/")]
+    mine += [n for n in graph.node if n.output[0] == f"x{layer + 1}"]
+    for node in mine:
+        graph.node.remove(node)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == f"x{layer + 1}":
+                node.input[i] = f"x{layer}"
+    for values in (graph.input, graph.output):
+        for value in [v for v in values if f"__{layer}__" in v.name]:
+            values.remove(value)
+    for tensor in [t for t in graph.initializer if t.name.startswith(f"h{layer}__")]:
+        graph.initializer.remove(tensor)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, out)
+    return out
+
+
+@pytest.mark.parametrize("order", ["sleb", "shortgpt", "angular"])
+def test_a_layer_goes_with_its_cache(
+    layered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str
+) -> None:
+    from onnx_files import session
+
+    np.savez(tmp_path / "data.npz", **fed())
+    report = pruned(
+        capsys, layered, tmp_path / "out", "--target", "params=80%", "--groups", "layer",
+        "--depth", order, "--calibration", str(tmp_path / "data.npz"), "--allow-interface-change",
+    )  # fmt: skip
+    (name,) = report["removed"]
+    layer = int(name.removeprefix("layers.")[0])
+    assert name == f"layers.{layer}.attn/layer" or name == f"layers.{layer}/layer"
+    (check,) = report["checks"]
+    assert check["passed"]
+    gone = [f"{layer}__{kind}" for kind in ("key", "value")]
+    assert [(row["kind"], row["name"], row["pruned"]) for row in report["interface"]] == [
+        *(("input", f"past__{name}", None) for name in gone),
+        *(("output", f"present__{name}", None) for name in gone),
+    ]
+    written = tmp_path / "out/onnx/model.onnx"
+    wanted = without_layer(layered, layer, tmp_path / "by-hand.onnx")
+    kinds = [sorted(n.op_type for n in onnx.load(p).graph.node) for p in (written, wanted)]
+    assert kinds[0] == kinds[1]
+    found, expected = session(written), session(wanted)
+    for rows, past, length in ((4, 3, 8), (1, 0, 5)):
+        feeds = fed(rows, past, length)
+        feeds = {value.name: feeds[value.name] for value in expected.get_inputs()}
+        names = [value.name for value in expected.get_outputs()]
+        assert {value.name for value in found.get_inputs()} == set(feeds)
+        assert [value.name for value in found.get_outputs()] == names
+        for one, other in zip(found.run(names, feeds), expected.run(names, feeds), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert "| input | past" in (tmp_path / "out/README.md").read_text()
+    assert "<td>removed</td>" in (tmp_path / "out/report.html").read_text()
+
+
+def test_without_leave_layers_are_kept_with_the_reason(
+    layered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "data.npz", **fed())
+    command = ["prune", str(layered), "-o", str(tmp_path / "out"), "--target", "params=80%"]
+    options = ["--groups", "layer", "--calibration", str(tmp_path / "data.npz")]
+    assert main([*command, *options]) == 2
+    said = capsys.readouterr().err
+    assert "error[P409]: 2 regions are kept" in said
+    assert "past__0__key, past__0__value" in said
+    assert "--allow-interface-change" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_length_of_what_came_before_is_asked_of_another_cache(
+    layered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first cache tells the length to all; when its layer goes, the other one does."""
+    from onnx_files import session
+
+    proto = onnx.load(layered)
+    graph = proto.graph
+    lengths = onnx.parser.parse_graph(
+        "g () => () { s = Shape<start = 2, end = 3>(past__0__key)\n"
+        " f = Cast<to = 1>(s)\n logits = Add(plain, f) }"
+    )
+    graph.node[-1].output[0] = "plain"
+    graph.node.extend(lengths.node)
+    onnx.save(proto, layered)
+    np.savez(tmp_path / "data.npz", **fed())
+    plan = ["--groups", "layer", "--depth", "angular", "--calibration", str(tmp_path / "data.npz")]
+    report = pruned(
+        capsys, layered, tmp_path / "out", "--target", "params=80%", *plan,
+        "--allow-interface-change",
+    )  # fmt: skip
+    (check,) = report["checks"]
+    assert check["passed"]
+    left = {value.name for value in session(tmp_path / "out/onnx/model.onnx").get_inputs()}
+    (name,) = report["removed"]
+    other = 1 - int(name.removeprefix("layers.")[0])
+    assert left == {"input_ids", f"past__{other}__key", f"past__{other}__value"}

@@ -160,7 +160,7 @@ def _interface(report: PruneReport) -> str:
     """Whoever feeds the model must know what it takes now."""
     lines = [
         f"| {row.kind} | {markdown(row.name)} | {markdown(str(list(row.dense)))} |"
-        f" {markdown(str(list(row.pruned)))} |"
+        f" {'removed' if row.pruned is None else markdown(str(list(row.pruned)))} |"
         for row in report.interface
     ]
     if not lines:

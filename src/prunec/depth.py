@@ -6,21 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prunec.backends.hf_depth import Layer, Shallower, shallower
-from prunec.backends.torch_ends import Ends, observe_ends
-from prunec.backends.torch_variants import bypass, run_variants
 from prunec.calibrating import Calibrated
-from prunec.damage import damage_of
 from prunec.evidence import WINDOWS, spread
 from prunec.ir.axes import atoms
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.loading import Loaded
 from prunec.metering import Meter
 from prunec.options import PruneOptions
-from prunec.passes.dce import dce
-from prunec.passes.depth import DEPTHS, angular, by_influence, greedy, overlapping
-from prunec.passes.regions import Region
-from prunec.passes.remove import bypassed
+from prunec.passes.couple import couple
+from prunec.passes.depth import DEPTHS, Ends, angular, by_influence, greedy, overlapping
+from prunec.passes.regions import Region, find_regions
 from prunec.planning import limits
 from prunec.progress import Progress
 
@@ -29,6 +24,7 @@ __all__ = [
     "candidates",
     "choose_regions",
     "features",
+    "held_back",
     "ordered_regions",
     "single_windows",
     "watch",
@@ -44,12 +40,36 @@ def candidates(loaded: Loaded, options: PruneOptions) -> tuple[Region, ...]:
     found = tuple(r for r in loaded.regions.values() if r.role in options.depth_roles)
     missing = [role for role in options.depth_roles if role not in {r.role for r in found}]
     if missing:
-        raise _none(loaded, missing)
+        held = held_back(loaded, options)
+        raise PrunecError(held, Exit.USAGE) if held else _none(loaded, missing)
     if "hf" in options.formats:
         paths = {r.name.partition("/")[0].rpartition(".")[0]: r for r in found}
         for region in paths.values():
             without(loaded, [region], options)
     return found
+
+
+def held_back(loaded: Loaded, options: PruneOptions) -> tuple[Diagnostic, ...]:
+    """What to say of regions of a file that would go, but for the caches that go with them."""
+    if loaded.file is None or options.allow_interface_change:
+        return ()
+    from prunec.ir.dialects.onnx import ONNX
+
+    found = find_regions(couple(loaded.file.graph, ONNX, caches=True))
+    held = [r for r in found if r.role in options.depth_roles and r.caches]
+    if not held:
+        return ()
+    first = held[0]
+    caches = ", ".join(before[1:] for before, _ in first.caches)
+    return (
+        Diagnostic(
+            "P409",
+            f"{len(held)} regions are kept, {first.name} among them: inputs and outputs of the file"
+            f" hold their keys and values ({caches}), and stay as they are",
+            "--groups",
+            help="--allow-interface-change lets them go together",
+        ),
+    )
 
 
 def _none(loaded: Loaded, roles: Sequence[str]) -> PrunecError:
@@ -76,6 +96,8 @@ def without(loaded: Loaded, regions: Sequence[Region], options: PruneOptions) ->
     smaller = loaded.without(regions)
     if not regions or "hf" not in options.formats:
         return smaller
+    from prunec.backends.hf_depth import Shallower, shallower
+
     layers = frozenset(_layers(loaded, regions))
     family = loaded.whole.family
     assert family is not None, "only models with a configuration are written as hf"
@@ -86,7 +108,7 @@ def without(loaded: Loaded, regions: Sequence[Region], options: PruneOptions) ->
     return replace(smaller, shallower=found)
 
 
-def _layers(loaded: Loaded, regions: Sequence[Region]) -> list[Layer]:
+def _layers(loaded: Loaded, regions: Sequence[Region]) -> list[tuple[str, int]]:
     """The places in lists of modules of whole layers; sublayers that make up a layer are one."""
     names = {region.name for region in regions}
     whole = [
@@ -213,18 +235,8 @@ def _losses(
 ) -> dict[str, float]:
     """The loss without what is gone and each other region."""
     loaded, windows = watched.loaded, watched.windows
-    score = damage_of(loaded, windows)
-    graph, stand_ins = bypassed(loaded.graph, gone)
-    graph = dce(graph)
-    variants = [bypass(graph, _moved(region, stand_ins)) for region in left]
     with progress.step(f"Choosing region {len(gone) + 1}", len(left) * len(windows)) as advance:
-        run_variants(graph, loaded.weights, windows, variants, score, lambda: advance(1))
-    return {region.name: score.found(region.name).worth for region in left}
-
-
-def _moved(region: Region, stand_ins: Mapping[str, str]) -> Region:
-    """A region whose entry has been replaced."""
-    return replace(region, entry=stand_ins.get(region.entry, region.entry))
+        return loaded.engine.losses(loaded, windows, gone, left, lambda: advance(1))
 
 
 def _shortgpt(
@@ -242,13 +254,8 @@ def _angular(
 def _ends(watched: Watched, found: Sequence[Region], progress: Progress) -> Ends:
     loaded, windows = watched.loaded, watched.windows
     with progress.step("Looking at the stream", len(found) + 1) as advance:
-        return observe_ends(
-            loaded.graph,
-            loaded.weights,
-            windows,
-            found,
-            lambda value: features(loaded, value),
-            lambda: advance(1),
+        return loaded.engine.ends(
+            loaded, windows, found, lambda value: features(loaded, value), lambda: advance(1)
         )
 
 

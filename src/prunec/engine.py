@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prunec.passes.coupling import Group, Place
+from prunec.passes.depth import Ends
 from prunec.passes.profile import Slopes, Stream
+from prunec.passes.regions import Region
 from prunec.passes.routing import Routed
 from prunec.passes.score import Scores
 from prunec.progress import Progress
@@ -56,6 +58,29 @@ class Engine(Protocol):
         windows: Batches,
     ) -> Callable[[Mapping[str, int]], float]:
         """How far from the dense program one is that keeps so many indices of each group."""
+
+    def losses(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        gone: Sequence[Region],
+        left: Sequence[Region],
+        step: Callable[[], None],
+    ) -> dict[str, float]:
+        """What a whole model loses without the regions `gone` and each other one, by its name: the
+        lower the better. `windows` hold one row each; `step` is called for every region and
+        window."""
+
+    def ends(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        regions: Sequence[Region],
+        features: Callable[[str], int],
+        step: Callable[[], None],
+    ) -> Ends:
+        """The stream at both ends of every region. `features` tells which dimension of a value is
+        not a token's place; `step` is called now and then, once more than there are regions."""
 
     def rows(self, pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
         """What pruning does to each source of calibration data."""

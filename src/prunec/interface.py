@@ -15,6 +15,12 @@ from prunec.reports import InterfaceRow
 __all__ = ["Interface"]
 
 
+def _shapes(graph: Graph) -> dict[tuple[str, str], tuple[int | str, ...]]:
+    shapes = {("input", value.name[1:]): value.type.shape for value in graph.inputs}
+    types = graph.types
+    return shapes | {("output", name): types[value].shape for name, value in graph.outputs}
+
+
 @dataclass(frozen=True)
 class Interface:
     """The inputs and outputs of a program of which `selections` are left."""
@@ -23,14 +29,12 @@ class Interface:
     selections: Mapping[str, Selection]
 
     def rows(self, smaller: Graph) -> tuple[InterfaceRow, ...]:
-        """Those that have another shape in the smaller program."""
-        pairs = [("input", value.name[1:], value.name) for value in self.graph.inputs]
-        pairs += [("output", name, result) for name, result in self.graph.outputs]
-        before, after = self.graph.types, smaller.types
+        """Those that have another shape in the smaller program, or that it lacks."""
+        before, after = _shapes(self.graph), _shapes(smaller)
         return tuple(
-            InterfaceRow(kind, name, before[value].shape, after[value].shape)
-            for kind, name, value in pairs
-            if before[value].shape != after[value].shape
+            InterfaceRow(kind, name, shape, after.get((kind, name)))
+            for (kind, name), shape in before.items()
+            if after.get((kind, name)) != shape
         )
 
     def inputs(self, feeds: Mapping[str, Array]) -> Feeds:

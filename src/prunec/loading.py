@@ -81,7 +81,7 @@ class Loaded:
         if self.file is not None:
             from prunec.ort_engine import OrtEngine
 
-            return OrtEngine(self.file, self.graph)
+            return OrtEngine(self.file, self.whole.graph, self.removed)
         from prunec.torch_engine import TorchEngine
 
         return TorchEngine()

@@ -340,7 +340,9 @@ def not_installed(runtime: str) -> Diagnostic:
 def _depth_problems(options: PruneOptions) -> Iterable[Diagnostic]:
     """Runs in which nothing can go as a whole."""
     obstacles = {
-        "from an ONNX file, which is edited in place": options.model.endswith(".onnx"),
+        "together with widths from an ONNX file": bool(
+            options.width_roles and options.model.endswith(".onnx")
+        ),
         "in rounds": bool(options.recover_every),
         "in steps": options.steps > 1,
         "in several processes, each of which would choose for itself": world_size() > 1,
@@ -351,5 +353,5 @@ def _depth_problems(options: PruneOptions) -> Iterable[Diagnostic]:
                 "P816",
                 f"{' and '.join(options.depth_roles)} cannot go {where}",
                 "--groups",
-                help="prune depth in a run of its own, from the model as PyTorch runs it",
+                help="prune depth in a run of its own",
             )

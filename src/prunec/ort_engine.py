@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prunec.backends.ort_detour import Detours
 from prunec.backends.ort_program import Array, Env, OrtProgram, Stretch, output_names
 from prunec.backends.ort_stream import OrtStream
 from prunec.engine import Batches
@@ -19,9 +20,13 @@ from prunec.ir.diagnostics import Exit, fail
 from prunec.ir.graph import Graph
 from prunec.loading import Loaded, Overlaid
 from prunec.masking import MaskedWeights, gives_logits
+from prunec.ort_depth import losses, observe_ends
+from prunec.ort_distance import Distance
 from prunec.passes.compress import select
 from prunec.passes.coupling import Group, Place
+from prunec.passes.depth import Ends
 from prunec.passes.profile import Slopes, Stream, Weights
+from prunec.passes.regions import Region
 from prunec.passes.routing import Routed
 from prunec.passes.score import Scores
 from prunec.progress import Progress
@@ -39,10 +44,11 @@ NOISE = 0.01
 
 class OrtEngine:
     """Implements `prunec.engine.Engine`. There are no gradients, and nothing is known of what the
-    model is for: losses are distances of outputs from those of the dense model."""
+    model is for: losses are distances of outputs from those of the dense model. `graph` is the
+    whole program of the file, of which regions may have been `removed`."""
 
-    def __init__(self, file: OnnxProgram, graph: Graph) -> None:
-        self.file, self.graph = file, graph
+    def __init__(self, file: OnnxProgram, graph: Graph, removed: Sequence[Region] = ()) -> None:
+        self.file, self.graph, self.removed = file, graph, removed
 
     @cached_property
     def program(self) -> OrtProgram:
@@ -87,7 +93,7 @@ class OrtEngine:
                     continue
                 noise = (size * rng.standard_normal(value.shape)).astype(value.dtype)
                 moved = forward.ahead(result, value + noise)
-                distance = _Distance(gives_logits(self.graph))
+                distance = Distance(gives_logits(self.graph))
                 distance.add(dense, moved)
                 sums[result] += distance.mean() / float(np.square(noise, dtype=np.float64).sum())
         return {name: total / len(batches) for name, total in sums.items()}
@@ -109,7 +115,7 @@ class OrtEngine:
             }
             masked = MaskedWeights(loaded.coupling, loaded.weights, groups, selections)
             weights = Overlaid(loaded.weights, masked)
-            distance = _Distance(gives_logits(self.graph))
+            distance = Distance(gives_logits(self.graph))
             for window, wanted in zip(windows, dense, strict=True):
                 distance.add(wanted, _Forward(self.program, weights, window).outputs)
             found = distance.mean()
@@ -121,14 +127,12 @@ class OrtEngine:
         """The norm of the difference of all outputs over the norm of the dense ones. What was
         pruned is masked where it is read, which is the same (law 1) but for a statistic taken
         over it."""
-        coupling, selections = pruned.loaded.coupling, pruned.selections
-        groups = [g for g in coupling.groups if g.name in selections]
-        masked = MaskedWeights(coupling, pruned.dense_weights, groups, selections)
-        weights = Overlaid(pruned.dense_weights, masked)
-        distance = _Distance(logits=False)
+        weights = _masked(pruned)
+        distance = Distance(logits=False)
         for window in self._windows(inputs):
             dense = _Forward(self.program, pruned.loaded.weights, window).outputs
-            distance.add(dense, _Forward(self.program, weights, window).outputs)
+            found = self._smaller.run(window, weights)
+            distance.add({name: dense[name] for name in found}, found)
         return math.sqrt(distance.mean())
 
     def _windows(self, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
@@ -141,6 +145,33 @@ class OrtEngine:
             for i in range(0, count - width + 1, width)
         ]
 
+    @cached_property
+    def _smaller(self) -> Detours:
+        return Detours(self.program, self.removed)
+
+    def losses(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        gone: Sequence[Region],
+        left: Sequence[Region],
+        step: Callable[[], None],
+    ) -> dict[str, float]:
+        return losses(
+            self.program, loaded.weights, windows, gone, left, step, gives_logits(self.graph)
+        )
+
+    def ends(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        regions: Sequence[Region],
+        features: Callable[[str], int],
+        step: Callable[[], None],
+    ) -> Ends:
+        step()
+        return observe_ends(self.program, loaded.weights, windows, regions, features, step)
+
     def rows(self, pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
         from prunec.onnx_file import output_errors
 
@@ -149,13 +180,22 @@ class OrtEngine:
     def verify(self, pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
         from prunec.onnx_file import verify, verify_changed
 
-        if pruned.sliced:
+        if pruned.sliced and not self.removed:
             return verify(pruned, stage, progress)
+        weights = _masked(pruned)
 
         def run(feeds: Mapping[str, Array]) -> Env:
-            return _Forward(self.program, pruned.dense_weights, feeds).outputs
+            return self._smaller.run(feeds, weights)
 
         return verify_changed(pruned, stage, run)
+
+
+def _masked(pruned: Outcome) -> Weights:
+    """The dense weights, refitted ones among them, with zeros where they are pruned."""
+    coupling, selections = pruned.loaded.coupling, pruned.selections
+    groups = [g for g in coupling.groups if g.name in selections]
+    masked = MaskedWeights(coupling, pruned.dense_weights, groups, selections)
+    return Overlaid(pruned.dense_weights, masked)
 
 
 class _Forward:
@@ -188,35 +228,3 @@ class _Forward:
 
     def _stretch(self, start: int, outputs: Sequence[str], env: Env) -> Stretch:
         return self.program.stretch(start, self.program.end, outputs, env)
-
-
-class _Distance:
-    """How far outputs are from the dense ones: the mean divergence of distributions where there
-    are logits, else the squared difference over the squares."""
-
-    def __init__(self, logits: bool) -> None:
-        self.logits, self.total, self.count = logits, 0.0, 0.0
-
-    def add(self, dense: Env, small: Env) -> None:
-        if self.logits:
-            wanted, found = (_log_softmax(outputs["logits"]) for outputs in (dense, small))
-            parts = (np.exp(wanted) * (wanted - found)).sum(-1)
-            self.total += float(parts.sum(dtype=np.float64))
-            self.count += parts.size
-            return
-        for name, value in dense.items():
-            if value.dtype.kind != "f":
-                continue
-            wanted, found = value.astype(np.float64), small[name].astype(np.float64)
-            self.total += float(np.square(found - wanted).sum())
-            self.count += float(np.square(wanted).sum())
-
-    def mean(self) -> float:
-        return self.total / self.count if self.count else math.nan
-
-
-def _log_softmax(x: Array) -> Array:
-    x = x.astype(np.float64)
-    x = x - x.max(-1, keepdims=True)
-    found: Array = x - np.log(np.exp(x).sum(-1, keepdims=True))
-    return found

@@ -179,12 +179,13 @@ class _Run(Run[PruneOptions]):
 
     def _without_regions(self) -> Decided:
         """Whole layers and sublayers go until the targets are met."""
-        from prunec.depth import candidates, choose_regions, without
+        from prunec.depth import candidates, choose_regions, held_back, without
 
         candidates(self.loaded, self.options)  # what cannot be is told before the long part
+        held = held_back(self.loaded, self.options)
         with self.timed("depth"):
             gone = choose_regions(self._watched, self.options, self.progress)
-        return Decided(without(self.loaded, gone, self.options), Choice((), {}), {})
+        return Decided(without(self.loaded, gone, self.options), Choice((), {}), {}, held)
 
     @cached_property
     def _watched(self) -> Watched:

@@ -145,12 +145,13 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class InterfaceRow:
-    """An input or output (`kind`) whose shape pruning changes; texts are sizes of run time."""
+    """An input or output (`kind`) whose shape pruning changes, or that is gone (None); texts are
+    sizes of run time."""
 
     kind: str
     name: str
     dense: tuple[int | str, ...]
-    pruned: tuple[int | str, ...]
+    pruned: tuple[int | str, ...] | None
 
 
 @dataclass(frozen=True)

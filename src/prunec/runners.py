@@ -260,11 +260,16 @@ def _onnx_sizes(path: Path) -> tuple[int, int]:
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-    model = onnx.load(path, load_external_data=False)
+    from prunec.frontends.onnx_read import graphs_of
+
+    graphs = list(graphs_of(onnx.load(path, load_external_data=False)))
+    nodes = (node for graph in graphs for node in graph.node if node.op_type == "Constant")
+    constants = [attribute.t for node in nodes for attribute in node.attribute]
+    stored = [tensor for graph in graphs for tensor in graph.initializer]
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    held = [t for t in model.graph.initializer if t.data_type in floats and t.dims]
-    stored = {ExternalDataInfo(t).location for t in held if uses_external_data(t)}
-    files = [path, *(path.parent / name for name in stored)]
+    held = [t for t in (*stored, *constants) if t.data_type in floats and t.dims]
+    outside = {ExternalDataInfo(t).location for t in held if uses_external_data(t)}
+    files = [path, *(path.parent / name for name in outside)]
     params = sum(int(np.prod(t.dims)) for t in held)
     return params, sum(file.stat().st_size for file in files)
 

@@ -25,7 +25,9 @@ from prunec.engine import Batches, Engine
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import fail
 from prunec.passes.coupling import Consumer, Group, Place
+from prunec.passes.depth import Ends
 from prunec.passes.profile import Array, Moments, Sample, Seen, Slopes, Stream, Targets, Weights
+from prunec.passes.regions import Region
 from prunec.passes.routing import Routed
 from prunec.passes.score import Scores
 from prunec.progress import Progress
@@ -80,6 +82,26 @@ class SharedEngine:
         windows: Batches,
     ) -> Callable[[Mapping[str, int]], float]:
         return self.engine.divergence(loaded, groups, scores, windows)
+
+    def losses(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        gone: Sequence[Region],
+        left: Sequence[Region],
+        step: Callable[[], None],
+    ) -> dict[str, float]:
+        return self.engine.losses(loaded, windows, gone, left, step)
+
+    def ends(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        regions: Sequence[Region],
+        features: Callable[[str], int],
+        step: Callable[[], None],
+    ) -> Ends:
+        return self.engine.ends(loaded, windows, regions, features, step)
 
     def rows(self, pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
         return self.engine.rows(pruned, progress)

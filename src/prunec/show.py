@@ -120,8 +120,8 @@ def _show_interface(report: PruneReport, console: Console) -> None:
         console.table("changed interface", ("", "name", "dense", "pruned"), rows)
 
 
-def _shape(dims: Sequence[int | str]) -> str:
-    return f"[{', '.join(map(str, dims))}]"
+def _shape(dims: Sequence[int | str] | None) -> str:
+    return "removed" if dims is None else f"[{', '.join(map(str, dims))}]"
 
 
 def in_unit(target: TargetRow, value: float) -> str:

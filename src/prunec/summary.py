@@ -139,7 +139,7 @@ def prune_report(
         groups=tuple(group_rows(loaded.whole, _kept(loaded, counts), pruned=True)),
         removed=tuple(region.name for region in loaded.removed),
         pinned=tuple(pin_rows(loaded.whole)),
-        interface=Interface(loaded.graph, pruned.selections).rows(pruned.rewritten.graph),
+        interface=Interface(loaded.whole.graph, pruned.selections).rows(pruned.rewritten.graph),
         formats=tuple(written),
         checks=tuple(checks),
         sources=tuple(sources),

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunec.backends.torch_ends import observe_ends
 from prunec.backends.torch_feeling import loss_per_error
 from prunec.backends.torch_gradients import TorchGradients
 from prunec.backends.torch_routing import watch_routes
 from prunec.backends.torch_stream import TorchStream
+from prunec.backends.torch_variants import bypass, run_variants
 from prunec.breakdown import source_rows
 from prunec.checking import verify
+from prunec.damage import damage_of
 from prunec.divergence import MaskedDivergence
 from prunec.engine import Batches
 from prunec.loading import Loaded
 from prunec.passes.coupling import Group, Place
+from prunec.passes.dce import dce
+from prunec.passes.depth import Ends
 from prunec.passes.profile import Slopes, Stream
+from prunec.passes.regions import Region
+from prunec.passes.remove import bypassed
 from prunec.passes.routing import Routed, find_routers
 from prunec.passes.score import Scores
 from prunec.progress import Progress
@@ -62,6 +70,32 @@ class TorchEngine:
         windows: Batches,
     ) -> Callable[[Mapping[str, int]], float]:
         return MaskedDivergence(loaded.coupling, groups, scores, loaded.weights, windows)
+
+    def losses(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        gone: Sequence[Region],
+        left: Sequence[Region],
+        step: Callable[[], None],
+    ) -> dict[str, float]:
+        score = damage_of(loaded, windows)
+        graph, stand_ins = bypassed(loaded.graph, gone)
+        graph = dce(graph)
+        moved = [replace(r, entry=stand_ins.get(r.entry, r.entry)) for r in left]
+        variants = [bypass(graph, region) for region in moved]
+        run_variants(graph, loaded.weights, windows, variants, score, step)
+        return {region.name: score.found(region.name).worth for region in left}
+
+    def ends(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        regions: Sequence[Region],
+        features: Callable[[str], int],
+        step: Callable[[], None],
+    ) -> Ends:
+        return observe_ends(loaded.graph, loaded.weights, windows, regions, features, step)
 
     def rows(self, pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
         return source_rows(pruned, progress)
