@@ -202,6 +202,8 @@ class _Flow:
 
     def caches_of(self, region: Region) -> tuple[tuple[str, str], ...]:
         """The caches that a region reads and lets grow, before its entry and exit meet them."""
+        if not self.caches:
+            return ()
         producers = self.graph.producers
         last = producers[region.branch or region.exit]
         between = self._behind(last, producers[region.entry])

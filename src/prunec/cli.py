@@ -172,8 +172,8 @@ LEARN = "What to learn"
     "--allow-interface-change",
     is_flag=True,
     heading=WHAT,
-    help="Of an .onnx decoder: KV heads may go, and with them a part of its cache inputs and "
-    "outputs, which the report lists.",
+    help="Of an .onnx decoder: KV heads and layers may go, and with them a part of its cache "
+    "inputs and outputs, which the report lists.",
 )
 @CALIBRATION
 @option(
