@@ -113,6 +113,7 @@ def _export(
     name: str,
 ) -> Imported:
     shapes = _dynamic_shapes(module, example, dynamic)
+    shapes = shapes if dynamic else None  # its reading of fixed sizes fails on keyword arguments
     settings = (torch.no_grad(), _plain_kernels(), _forward_only(), _forgetful(), _silence())
     with ExitStack() as within:
         for setting in settings:

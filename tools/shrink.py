@@ -29,6 +29,7 @@ class Variant:
     inner: tuple[int, ...] = (80, 112, 136, 152, 176, 184, 208, 224)
     head_dim: int | None = 20
     uneven: tuple[int, ...] = (1, 2, 3, 4, 6)
+    grow: bool = False
     fill: bool = False
 
 
@@ -42,16 +43,21 @@ PLAIN = (
     Variant("four heads", heads=4, widths=EVEN, inner=(80, 112, 144, 176), head_dim=None),
     Variant("all heads alike", heads=4, kv_heads=4, widths=EVEN, head_dim=None),
     Variant("no smaller heads", heads=1 << 20, kv_heads=1 << 20, widths=BY_64, head_dim=None),
+    Variant("awkward widths, some larger", grow=True),
+    Variant("few widths", heads=4, kv_heads=4, widths=(64, 32), inner=(80, 112), head_dim=None),
 )
 # then with values for fields that have none
 VARIANTS = (*PLAIN, *(replace(variant, fill=True) for variant in PLAIN))
 
 VOCABULARY, POSITIONS, PIXELS, EXPERTS, LAYERS = 131, 64, 64, 4, 2
+DEPTHWISE = 64
+CODES = 128  # some codebooks are numbered by bits
 
 # What a name says, the first that fits. A value is the most that a field may be; a callable
 # decides by the variant; a text names the pool that the value is dealt from.
 ROLES: tuple[tuple[str, Any], ...] = (
-    (r"vocab_size$|^vocab|num_codevectors|codebook_size$", VOCABULARY),
+    (r"codebook_size$", CODES),
+    (r"vocab_size$|^vocab|_vocab$|num_codevectors|num_embeddings$", VOCABULARY),
     (r"nextn|mtp_layers|num_mem_blocks|shared_experts$", 1),
     (r"first_k_dense|num_dense_layers|n_dense_layers", 1),
     (r"(^|_)n?_?layers?$|^depth$|_depth$|num_blocks$|_blocks$|^n_layer|num_stages$", LAYERS),
@@ -76,8 +82,8 @@ ROLES: tuple[tuple[str, Any], ...] = (
     (r"position|n_ctx|max_seq|seq_len|context_length|max_length|n_positions|max_source|max_target"
      r"|block_length", POSITIONS),
     (r"num_queries|num_query|query_num|_tokens$|num_latents|num_labels_", 10),
-    (r"hidden|embed|dim$|dims$|width|d_model|d_embed|n_embd|channels$|hidden_size|embedding"
-     r"|_size$|features$|planes|filters|^d_|_channels", "widths"),
+    (r"hidden|embed|dim$|dims$|channel_list|width|d_model|d_embed|n_embd|channels$|hidden_size"
+     r"|embedding|_size$|features$|planes|filters|^d_|_channels", "widths"),
 )  # fmt: skip
 
 # Names that say size but are a kernel's, a number of colours or of classes, or a factor.
@@ -190,7 +196,7 @@ class _Pools:
         dealt = self.dealt.setdefault(pool, {})
         if default not in dealt:
             dealt[default] = values[min(len(dealt), len(values) - 1)]
-        return min(dealt[default], default)
+        return min(dealt[default], 2 * default if self.variant.grow else default)
 
 
 def changes(config: Any, variant: Variant, pools: _Pools) -> Changes:
@@ -204,6 +210,8 @@ def changes(config: Any, variant: Variant, pools: _Pools) -> Changes:
         if hasattr(value, "model_type") and hasattr(value, "to_dict"):
             inner = changes(value, variant, pools)
             found |= {(name, *path): small for path, small in inner.items()}
+            continue
+        if name == "num_encoder_blocks":  # stages, for each of which lists have a size
             continue
         small = _small(name, value, depth, pools, own=name in computed)
         if small is not None and small != value:
@@ -239,23 +247,36 @@ def _number(name: str, value: int, pools: _Pools, own: bool) -> int | None:
     """A small value for a field; `own` says that the configuration would compute it itself."""
     if TOKEN.search(name):
         return _token(value) if value >= VOCABULARY else None
+    by_width = _by_width(name, value, pools)
+    if by_width is not None:
+        return by_width
     if LEFT.search(name) or value < 2:
         return _patch(name, value)
-    for pattern, role in ROLES:
-        if not re.search(pattern, name):
-            continue
-        if own and role not in ("kv_heads", "head_dim"):
-            return None
-        if isinstance(role, int):
-            return min(value, role)
-        if role == "heads":
-            return min(value, pools.variant.heads)
-        if role == "kv_heads":
-            return min(value, pools.variant.kv_heads)
-        if role == "head_dim":
-            wide = pools.variant.head_dim
-            return (wide if own else min(wide or 8, value)) if wide or not own else None
-        return pools.deal(role, value)
+    role = next((role for pattern, role in ROLES if re.search(pattern, name)), None)
+    return None if role is None else _by_role(role, value, pools, own)
+
+
+def _by_role(role: int | str, value: int, pools: _Pools, own: bool) -> int | None:
+    if own and role not in ("kv_heads", "head_dim"):
+        return None
+    if isinstance(role, int):
+        return min(value, role)
+    if role == "heads":
+        return min(value, pools.variant.heads)
+    if role == "kv_heads":
+        return min(value, pools.variant.kv_heads)
+    if role == "head_dim":
+        wide = pools.variant.head_dim
+        return (wide if own else min(wide or 8, value)) if wide or not own else None
+    return pools.deal(role, value)
+
+
+def _by_width(name: str, value: int, pools: _Pools) -> int | None:
+    """What follows from a width that the configuration has elsewhere."""
+    if name.endswith("_groups") and value >= DEPTHWISE:  # as many groups as channels
+        return pools.deal("widths", value)
+    if name.endswith("num_pos_feats"):  # half a width for each of two directions
+        return pools.deal("widths", 2 * value) // 2
     return None
 
 
@@ -277,6 +298,8 @@ def _token(value: int) -> int:
 def _list(name: str, value: Any, depth: int | None, pools: _Pools) -> Any | None:
     """Lists by layer are cut so that every kind occurs; lists of sizes are shrunk one by one."""
     items = list(value)
+    if name.endswith("feature_sizes") and all(isinstance(v, list | tuple) for v in items):
+        return _maps(items)
     if not items or any(isinstance(v, dict | list | tuple) for v in items):
         return None
     if TOKEN.search(name) and all(isinstance(v, int) for v in items):
@@ -285,13 +308,21 @@ def _list(name: str, value: Any, depth: int | None, pools: _Pools) -> Any | None
         return type(value)(_by_layer(items))
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in items):
         return None
-    if re.search(r"^depths|layers|num_blocks|blocks$", name):
+    if "attention_blocks" in name:  # the numbers of some blocks
+        return None
+    if re.search(r"depths$|^depths|layers|num_blocks|blocks$|blocks_per|block_repeats", name):
         return type(value)([min(items[0], 2), *(min(v, 1) for v in items[1:])])
     if re.search(r"_heads|num_heads", name):
         steps = pools.variant.uneven
         return type(value)(1 if v == 1 else steps[min(i + 1, 4)] for i, v in enumerate(items))
     smaller = [_number(name, v, pools, own=False) for v in items]
     return type(value)(v if s is None else s for v, s in zip(items, smaller, strict=True))
+
+
+def _maps(items: list[Any]) -> list[Any]:
+    """Sizes of maps of an image of a thousand pixels, the smallest by patches of 16."""
+    smallest = min(min(sizes) for sizes in items)
+    return [[size * PIXELS // 16 // smallest for size in sizes] for sizes in items]
 
 
 def _by_layer(items: list[Any]) -> list[Any]:

@@ -7,17 +7,18 @@ of the inputs that fit the model's signature. Nothing here knows an architecture
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 import transformers
+from feeds import BATCH, feeds
+from fills import Inputs
 from shrink import variants
 from torch import nn
 from transformers.models.auto import modeling_auto
@@ -40,7 +41,7 @@ TASKS = (
 LARGEST = 12_000_000
 """Parameters above which a candidate counts as not shrunk."""
 
-PATIENCE = 8
+PATIENCE = 15
 """Seconds of processor after which no further variant is tried."""
 
 # where the default backbone comes from a library that is not there
@@ -57,6 +58,15 @@ _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _PYRAMID = {"backbone_config": {**_RESNET, "out_features": _STAGES[1:]}}
 _WHOLE = {"backbone_config": {**_RESNET, "out_features": _STAGES}}
 
+_SERIES = {"prediction_length": 6, "context_length": 10, "lags_sequence": [1, 2, 3]}
+_EFFICIENT = {
+    "width_coefficient": 0.25,
+    "depth_coefficient": 0.25,
+    "in_channels": [32, 16, 24, 40, 80, 112, 192],
+    "out_channels": [16, 24, 40, 80, 112, 192, 320],
+    "hidden_dim": 320,
+}
+
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "detr": _BACKBONE,
     "table-transformer": _BACKBONE,
@@ -68,19 +78,21 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "chameleon": {"vocabulary_map": {"<image>": 8}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}},
-    "efficientnet": {
-        "width_coefficient": 0.25,
-        "depth_coefficient": 0.25,
-        "in_channels": [32, 16, 24, 40, 80, 112, 192],
-        "out_channels": [16, 24, 40, 80, 112, 192, 320],
-        "hidden_dim": 320,
-    },
+    "efficientnet": _EFFICIENT,
+    "align": {f"vision_config.{name}": value for name, value in _EFFICIENT.items()},
+    "time_series_transformer": _SERIES,
+    "autoformer": _SERIES,
+    "informer": _SERIES,
+    "dac": {"encoder_hidden_size": 6, "decoder_hidden_size": 96},
+    "esm": {"vocab_size": 131, "pad_token_id": 1, "mask_token_id": 32},
+    "layoutlmv3": {"coordinate_size": 8, "shape_size": 8},
+    "moonshine_streaming": {"num_key_value_heads": 2},
+    "qwen3_omni_moe": {"talker_config.text_config.shared_expert_intermediate_size": 56},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 9},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
 }
 """Fields that no rule could guess."""
-
-Inputs = dict[str, Any]
 
 
 class NotBuilt(Exception):
@@ -125,7 +137,7 @@ def specimen(kind: str) -> Specimen:
     except Exception as error:
         raise NotBuilt(f"its configuration has no defaults: {_said(error)}") from error
     wanted = getattr(made, "config_class", None)
-    if wanted is not None and not isinstance(default, wanted):
+    if wanted is not None and isinstance(default.get_text_config(), wanted):
         default = default.get_text_config()
     reason = ""
     start = time.process_time()
@@ -154,7 +166,7 @@ def _attempt(kind: str, task: str, made: Any, config: Any) -> Specimen:
     _randomise(model)
     _plain(model)
     failed: Exception | None = None
-    for make, dynamic in _feeds(model):
+    for make, dynamic in feeds(model):
         try:
             given = make(2, 6)
             with torch.no_grad(), warnings.catch_warnings():
@@ -163,8 +175,17 @@ def _attempt(kind: str, task: str, made: Any, config: Any) -> Specimen:
         except Exception as error:
             failed = failed or error
             continue
-        return Specimen(kind, task, model, given, dynamic, make if dynamic else None)
+        dims = _dims(given, dynamic)
+        return Specimen(kind, task, model, given, dims, make if dims else None)
     raise failed or NotBuilt(f"no inputs are known for {made.__name__}")
+
+
+def _dims(given: Inputs, known: Mapping[str, Mapping[int, str]]) -> dict[str, Mapping[int, str]]:
+    """The dimensions that may vary: what was filled in has one row for each example."""
+    if not known:
+        return {}
+    more = [n for n, v in given.items() if n not in known and isinstance(v, torch.Tensor)]
+    return {**known, **{name: {0: BATCH} for name in more}}
 
 
 def _plain(model: Any) -> None:
@@ -196,192 +217,3 @@ def _randomise(model: nn.Module) -> None:
             buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
         elif name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
-
-
-# -- inputs -----------------------------------------------------------------------------------
-
-Make = Callable[[int, int], Inputs]
-BATCH, SEQUENCE, DECODER = "batch", "sequence", "decoder_sequence"
-
-
-def _feeds(model: Any) -> Iterator[tuple[Make, dict[str, dict[int, str]]]]:
-    """Ways to call the model that its signature allows, the fullest first."""
-    accepted = inspect.signature(model.forward).parameters
-    config = model.config
-    if "pixel_values" in accepted and "input_ids" in accepted:
-        yield from _mixed(model, accepted)
-    main = str(model.main_input_name)
-    if main == "input_ids" or ("input_ids" in accepted and main not in accepted):
-        yield _text(config, accepted), _text_dims(accepted, config)
-        return
-    for shape in _shapes(main, model):
-        yield _sense(main, shape, config, accepted), {main: {0: BATCH}} | _decoded(accepted, config)
-
-
-def _tokens(config: Any) -> int:
-    sizes = [getattr(c, "vocab_size", None) for c in _configs(config)]
-    return min((n for n in sizes if isinstance(n, int) and n > 8), default=16)
-
-
-def _configs(config: Any) -> Iterator[Any]:
-    yield config
-    for value in vars(config).values():
-        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
-            yield from _configs(value)
-
-
-def _text(config: Any, accepted: Mapping[str, Any]) -> Make:
-    high = min(_tokens(config), 99)
-
-    def make(batch: int, length: int) -> Inputs:
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, high, (batch, length), generator=generator)
-        found: Inputs = {"input_ids": ids}
-        if "attention_mask" in accepted:
-            found["attention_mask"] = torch.ones_like(ids)
-        if "bbox" in accepted:
-            found["bbox"] = torch.arange(4).expand(batch, length, 4).contiguous()
-        if _pairs(accepted, config):
-            shape = (batch, length + 3)
-            found["decoder_input_ids"] = torch.randint(3, high, shape, generator=generator)
-        return found
-
-    return make
-
-
-def _pairs(accepted: Mapping[str, Any], config: Any) -> bool:
-    return "decoder_input_ids" in accepted and bool(getattr(config, "is_encoder_decoder", False))
-
-
-def _decoded(accepted: Mapping[str, Any], config: Any) -> dict[str, dict[int, str]]:
-    return {"decoder_input_ids": {0: BATCH, 1: DECODER}} if _pairs(accepted, config) else {}
-
-
-def _text_dims(accepted: Mapping[str, Any], config: Any) -> dict[str, dict[int, str]]:
-    names = [
-        n for n in ("input_ids", "attention_mask", "bbox") if n in accepted or n == "input_ids"
-    ]
-    return {n: {0: BATCH, 1: SEQUENCE} for n in names} | _decoded(accepted, config)
-
-
-def _first(config: Any, *names: str, default: int) -> int:
-    for name in names:
-        for held in _configs(config):
-            value = getattr(held, name, None)
-            if isinstance(value, list | tuple) and value and isinstance(value[0], int):
-                value = value[-1]
-            if isinstance(value, int) and value > 0:
-                return value
-    return default
-
-
-def _side(config: Any) -> tuple[int, int]:
-    for held in _configs(config):
-        for name in ("image_size", "img_size", "input_size"):
-            value = getattr(held, name, None)
-            if isinstance(value, int) and value > 0:
-                return value, value
-            if isinstance(value, list | tuple) and len(value) == 2:
-                return int(value[0]), int(value[1])
-    return 64, 64
-
-
-BINS = (
-    "num_mel_bins", "feature_size", "input_dim", "n_mels", "input_feat_per_channel",
-    "input_channels",
-)  # fmt: skip
-
-
-def _shapes(main: str, model: Any) -> Iterator[tuple[int, ...]]:
-    """Shapes without the batch that a main input may have."""
-    config = model.config
-    channels = _first(config, "num_channels", "in_channels", "in_chans", default=3)
-    height, width = _side(config)
-    frames = _first(config, "num_frames", "frames_per_clip", "tubelet_size", default=4)
-    mels = _first(config, *BINS, default=80)
-    longest = _first(config, "max_source_positions", "max_length", default=32)
-    if main in ("pixel_values", "pixel_values_videos"):
-        yield (channels, height, width)
-        yield (channels, 64, 64)
-        yield (channels, 224, 224)
-        yield (frames, channels, height, width)
-        yield (channels, frames, height, width)
-        yield (2, channels, height, width)
-    elif main == "input_features":
-        yield (mels, 2 * longest)
-        yield (32, mels)
-        yield (64, mels)
-        yield (1, 64, mels)
-        yield (1, 1001, 64)
-        yield (mels, 3000)
-    elif main in ("input_values", "waveform", "audio_values"):
-        yield (3200,)
-        yield (1, 3200)
-        yield (_first(config, "max_length", default=64), mels)
-        yield (64, mels)
-
-
-def _sense(main: str, shape: tuple[int, ...], config: Any, accepted: Mapping[str, Any]) -> Make:
-    high = min(_tokens(config), 99)
-
-    def make(batch: int, length: int) -> Inputs:
-        generator = torch.Generator().manual_seed(0)
-        found: Inputs = {main: torch.randn(batch, *shape, generator=generator)}
-        if _pairs(accepted, config):
-            ids = torch.randint(3, high, (batch, length), generator=generator)
-            found["decoder_input_ids"] = ids
-        return found
-
-    return make
-
-
-def _mixed(model: Any, accepted: Mapping[str, Any]) -> Iterator[tuple[Make, dict[str, Any]]]:
-    """Text and pixels: side by side, or pixels in the place of marked tokens."""
-    config = model.config
-    text = _text(config, accepted)
-    for shape in _shapes("pixel_values", model):
-        pixels = _sense("pixel_values", shape, config, {})
-
-        def beside(batch: int, length: int, pixels: Make = pixels) -> Inputs:
-            return text(batch, length) | pixels(batch, length)
-
-        marker = _marker(config)
-        if marker is None:
-            yield beside, _text_dims(accepted, config) | {"pixel_values": {0: BATCH}}
-            continue
-        try:
-            with torch.no_grad():
-                features = model.get_image_features(pixels(2, 6)["pixel_values"])
-            rows = _rows(features)
-        except Exception:
-            continue
-
-        yield _within(text, pixels, marker, rows // 2), {}
-
-
-def _within(text: Make, pixels: Make, marker: int, rows: int) -> Make:
-    """Tokens of which `rows` stand for an image."""
-
-    def make(batch: int, length: int) -> Inputs:
-        found = text(batch, length + rows)
-        found["input_ids"][:, 1 : 1 + rows] = marker
-        return found | pixels(batch, length)
-
-    return make
-
-
-def _marker(config: Any) -> int | None:
-    for name in ("image_token_id", "image_token_index"):
-        for held in _configs(config):
-            if isinstance(getattr(held, name, None), int):
-                return int(getattr(held, name))
-    return None
-
-
-def _rows(features: Any) -> int:
-    """Vectors that images become, over the whole batch."""
-    held = getattr(features, "pooler_output", features)
-    held = features.last_hidden_state if held is None else held
-    if isinstance(held, list | tuple):
-        return sum(part.reshape(-1, part.shape[-1]).shape[0] for part in held)
-    return int(held.reshape(-1, held.shape[-1]).shape[0])
