@@ -112,8 +112,8 @@ def _export(
     sizes: Mapping[str, int],
     name: str,
 ) -> Imported:
-    shapes = _dynamic_shapes(module, example, dynamic)
-    shapes = shapes if dynamic else None  # its reading of fixed sizes fails on keyword arguments
+    wanted = _dynamic_shapes(module, example, dynamic)
+    shapes = wanted if dynamic else None  # what torch reads from fixed ones fails on **kwargs
     settings = (torch.no_grad(), _plain_kernels(), _forward_only(), _forgetful(), _silence())
     with ExitStack() as within:
         for setting in settings:

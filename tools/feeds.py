@@ -183,6 +183,7 @@ def _shapes(main: str, model: Any) -> Iterator[tuple[int, ...]]:
         yield (64, mels)
         yield (1, 64, mels)
         yield (1, 1001, 64)
+        yield (48, 4 * mels)
         yield (mels, 3000)
     elif main == "past_values":
         length = first(config, "context_length", "prediction_length", default=32)

@@ -24,7 +24,7 @@ PATCHES = (4, 6)
 
 BINS = (
     "num_mel_bins", "feature_size", "input_dim", "n_mels", "input_feat_per_channel",
-    "input_channels",
+    "input_channels", "input_feat_size",
 )  # fmt: skip
 
 
@@ -125,6 +125,25 @@ def _patch_places(config: Any, found: Inputs, batch: int) -> torch.Tensor | None
     return places.expand(batch, rows * columns, 2).contiguous()
 
 
+def _seen_images(config: Any, found: Inputs, batch: int) -> torch.Tensor | None:
+    """Which of the images each token may look at: all."""
+    words, pixels = _given(found, "input_ids"), _given(found, "pixel_values")
+    if words is None or pixels is None or pixels.dim() < 5:
+        return None
+    return torch.ones(*words.shape, pixels.shape[1], dtype=torch.int64)
+
+
+def _image_places(config: Any, found: Inputs, batch: int) -> torch.Tensor | None:
+    """Which tokens stand for the latents of an image: some in the middle."""
+    words = _given(found, "input_ids")
+    count = first(config, "latent_query_num", default=0)
+    if words is None or words.shape[1] < count + 2:
+        return None
+    mask = torch.zeros(words.shape, dtype=torch.bool)
+    mask[:, 1 : 1 + count] = True
+    return mask
+
+
 def _series(steps: str, channels: str = "") -> Fill:
     """Values of a series in time: as long as the past that is given, or as what is predicted."""
 
@@ -156,6 +175,9 @@ FILLS: tuple[tuple[str, Fill], ...] = (
     (r"^pixel_position_ids$", _patch_places),
     (r"^(input_features|feature|features|padding|audio|audio_mel)_(attention_)?mask$", _frames),
     (r"^qformer_input_ids$", _words),
+    (r"^task_inputs$", lambda c, f, b: torch.ones(b, first(c, "task_seq_len", default=77))),
+    (r"^image_attention_mask$", _seen_images),
+    (r"^image_embeds_position_mask$", _image_places),
     (r"^encoder_hidden_states$", _encoded),
     (r"^(query|noise)_embeds$|^(context_)?hidden_states$", _vectors),
 )

@@ -50,6 +50,7 @@ PLAIN = (
 VARIANTS = (*PLAIN, *(replace(variant, fill=True) for variant in PLAIN))
 
 VOCABULARY, POSITIONS, PIXELS, EXPERTS, LAYERS = 131, 64, 64, 4, 2
+DOUBLED = ("num_filters", "encoder_hidden_size", "n_filters")  # at each downsampling
 DEPTHWISE = 64
 CODES = 128  # some codebooks are numbered by bits
 
@@ -204,6 +205,7 @@ def changes(config: Any, variant: Variant, pools: _Pools) -> Changes:
     found: Changes = {}
     computed = {f.name for f in _fields(config) if f.default is None}
     names = [f.name for f in _fields(config)]
+    steps = len(_value(config, "downsampling_ratios") or ())
     depth = next((v for n in names if (v := _depth(config, n))), None)
     for name in names:
         value = _value(config, name)
@@ -214,6 +216,8 @@ def changes(config: Any, variant: Variant, pools: _Pools) -> Changes:
         if name == "num_encoder_blocks":  # stages, for each of which lists have a size
             continue
         small = _small(name, value, depth, pools, own=name in computed)
+        if steps and name in DOUBLED:
+            small = max(3, 96 >> steps)
         if small is not None and small != value:
             found[name,] = small
     return _deep_enough(found, config, names)
