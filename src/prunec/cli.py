@@ -13,6 +13,7 @@ import click
 from prunec import __version__
 from prunec.cli_compress import quantize, sparsify
 from prunec.command import FILE, JSON, MODEL, TRUST, Grouped, listed, option
+from prunec.command_road import run as run_road
 from prunec.command_sensitivity import sensitivity
 from prunec.run_command import CALIBRATION, FORMAT, HOW, OUT, WHAT, WRITE, WRITING, typed
 
@@ -391,6 +392,7 @@ def bench(as_json: bool, **given: Any) -> None:
 cli.add_command(sparsify)
 cli.add_command(quantize)
 cli.add_command(sensitivity)
+cli.add_command(run_road)
 
 
 def _console(as_json: bool) -> Console:

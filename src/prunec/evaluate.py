@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from prunec.progress import Progress
 from prunec.reports import plain
 from prunec.runners import Runner
 
-__all__ = ["EvalOptions", "EvalReport", "EvalRow", "evaluate", "perplexity"]
+__all__ = ["EvalOptions", "EvalReport", "EvalRow", "check_options", "evaluate", "perplexity"]
 
 LATENCY_LENGTH = 128
 LATENCY_REPEAT = 5
@@ -51,6 +51,8 @@ Predict = Callable[[Array], Array]
 class EvalOptions:
     """What `prunec eval` is asked to measure."""
 
+    verb: ClassVar[str] = "eval"
+
     model: str
     data: Path
     against: str | None = None
@@ -58,6 +60,11 @@ class EvalOptions:
     max_windows: int | None = None
     window: int = 1024
     trust_remote_code: bool = False
+
+    @property
+    def read_files(self) -> tuple[Path, ...]:
+        """All files that are read beside the models."""
+        return (self.data,)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class EvalReport:
 
 def evaluate(options: EvalOptions, progress: Progress) -> EvalReport:
     """Measure every format at MODEL, and the dense model when one is given."""
-    _check(options)
+    check_options(options)
     trust = options.trust_remote_code
     found = find_artifacts(options.model, trust_remote_code=trust)
     dense = find_artifacts(options.against, trust_remote_code=trust)[:1] if options.against else ()
@@ -252,7 +259,8 @@ def _similarity(pooled: Array, reference: Array, artifact: Artifact) -> float:
     return float(((pooled * reference).sum(1) / norms).mean())
 
 
-def _check(options: EvalOptions) -> None:
+def check_options(options: EvalOptions) -> None:
+    """Raise PrunecError (exit 2) for numbers that are too small."""
     counts = {"--max-windows": options.max_windows or 1, "--window": options.window - 1}
     if options.max_windows == 0:
         counts["--max-windows"] = 0

@@ -15,67 +15,27 @@ from pathlib import Path
 from reprlib import repr as brief  # a value may stand for billions by its aliases
 from typing import Any
 
-from prunec.frontends.mixture import spell_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
-from prunec.run_options import RunOptions
-from prunec.target import parse_targets
+from prunec.plain_yaml import load_yaml
+from prunec.recipe_options import VERBS, Told, absolute, as_fields, as_yaml, mistaken_options
 
 __all__ = [
     "MODEL",
     "Recipe",
     "check_files",
+    "common_mistakes",
     "hash_data",
     "hash_source",
+    "hashes_in",
+    "load_recipe",
     "read_recipe",
+    "spelled",
     "versions",
     "write_recipe",
+    "write_whole",
 ]
 
 VERSION = 1
-
-COMMON: Mapping[str, type] = {
-    "calibration": str,
-    "calibration_samples": int,
-    "calibration_length": int,
-    "formats": list,
-    "seed": int,
-}
-
-VERBS: Mapping[str, Mapping[str, type]] = {
-    "prune": {
-        "targets": list,
-        "method": str,
-        "groups": list,
-        "layout": str,
-        "round_to": int,
-        "steps": int,
-        "keep_tokens": str,
-        "depth": str,
-        "experts": str,
-        "batch": int,
-        "length": int,
-        "dtype": str,
-        "runtime": str,
-        "threads": int,
-        "restore": str,
-        "allocate": str,
-        "plan": str,
-        "recover_every": str,
-        "recover": str,
-        "allow_interface_change": bool,
-        **COMMON,
-    },
-    "sparsify": {
-        "sparsity": str,
-        "method": str,
-        "compare": str,
-        "ratios": str,
-        "leave": list,
-        **COMMON,
-    },
-    "quantize": {"quantize": str, "activations": str, "block": int, **COMMON},
-}
-"""What a recipe keeps of a verb's options, and how YAML holds it."""
 
 PACKAGES = (
     "prunec", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch",
@@ -102,14 +62,26 @@ class Recipe:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_recipe(path: Path, options: RunOptions, sha256: str) -> None:
+def write_recipe(path: Path, options: Told, sha256: str) -> None:
     """Write settled `options`, with the hash of the model (see `hash_source`), and versions."""
+    what = {"verb": options.verb, "options": spelled(options)}
+    write_whole(path, what, options.model, sha256, options.read_files)
+
+
+def spelled(options: Told) -> dict[str, Any]:
+    """Settled options as a recipe holds them."""
+    return {name: as_yaml(options, name) for name in VERBS[options.verb]}
+
+
+def write_whole(
+    path: Path, what: Mapping[str, Any], model: str, sha256: str, files: Iterable[Path]
+) -> None:
+    """Write a recipe of `what` is to be done with a model, and the files that it is done with."""
     written = {
         "version": VERSION,
-        "verb": options.verb,
-        "model": {"path": _absolute(options.model), "sha256": sha256},
-        "options": {name: _as_yaml(options, name) for name in VERBS[options.verb]},
-        "files": {str(p.absolute()): hash_data(p) for p in options.read_files},
+        "model": {"path": absolute(model), "sha256": sha256},
+        **what,
+        "files": {str(p.absolute()): hash_data(p) for p in files},
         "versions": versions(),
     }
     import yaml
@@ -120,14 +92,14 @@ def write_recipe(path: Path, options: RunOptions, sha256: str) -> None:
 
 def read_recipe(path: Path, verb: str = "prune") -> Recipe:
     """Read and check a recipe of a verb; raises PrunecError (exit 2) with every mistake found."""
-    content = _load(path)
+    content = load_recipe(path)
     problems = list(_mistakes(content, verb))
     if problems:
         located = [Diagnostic(p.code, p.message, str(path), help=p.help) for p in problems]
         raise PrunecError(located, Exit.USAGE)
     model = content.get("model", {})
     given = {k: v for k, v in content.get("options", {}).items() if v is not None}
-    return Recipe(path, model.get("path", ""), _as_fields(given), _hashes(content))
+    return Recipe(path, model.get("path", ""), as_fields(given), hashes_in(content))
 
 
 def check_files(recipe: Recipe, names: Mapping[str, str]) -> None:
@@ -199,25 +171,23 @@ def _external_data(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(stored)]
 
 
-def _load(path: Path) -> dict[str, Any]:
-    import yaml
-
+def load_recipe(path: Path) -> dict[str, Any]:
+    """The content of a recipe; raises PrunecError (P840, exit 2) when it has none."""
     try:
-        # the parser in C, where there is one: the other takes minutes for a file of brackets
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = yaml.load(path.read_bytes(), Loader=loader)
+        content = load_yaml(path)
     except FileNotFoundError:
         raise _unreadable(path, "does not exist") from None
     except OSError as error:
         raise _unreadable(path, f"cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, f"is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise _unreadable(path, "is not a recipe")
     return content
 
 
-def _mistakes(content: Mapping[str, Any], verb: str) -> Iterator[Diagnostic]:
+def common_mistakes(content: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    """Mistakes in what recipes of one verb and of a whole run have in common."""
     if content.get("version", VERSION) != VERSION:
         yield Diagnostic("P841", f"recipe version {brief(content['version'])} is not known")
     model = content.get("model", {})
@@ -226,77 +196,32 @@ def _mistakes(content: Mapping[str, Any], verb: str) -> Iterator[Diagnostic]:
     files = content.get("files", {})
     if not isinstance(files, dict) or not _texts([*files, *files.values()]):
         yield Diagnostic("P841", "`files` does not map paths to hashes")
-    written = content.get("verb", "prune")
-    if written != verb:
-        named = isinstance(written, str) and written in VERBS
-        remedy = f"use prunec {written}" if named else "choose another recipe"
+
+
+def _mistakes(content: Mapping[str, Any], verb: str) -> Iterator[Diagnostic]:
+    yield from common_mistakes(content)
+    if content.get("verb", "prune") != verb:
+        remedy = "`prunec run` takes the recipe of any verb"
         yield Diagnostic("P841", f"this is no recipe of prunec {verb}", help=remedy)
         return
     options = content.get("options", {})
     if not isinstance(options, dict):
         yield Diagnostic("P841", "`options` is not an object")
         return
-    for name, value in options.items():
-        yield from _mistaken_option(name, value, VERBS[verb])
-
-
-SHAPES = {list: "a list of texts", int: "a number", str: "a text", bool: "true or false"}
-
-
-def _mistaken_option(name: Any, value: Any, options: Mapping[str, type]) -> Iterator[Diagnostic]:
-    if name not in options:
-        known = ", ".join(options)
-        yield Diagnostic("P841", f"unknown option {brief(name)}", help=f"a recipe may set {known}")
-        return
-    kind = options[name]
-    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    if kind is list and fits:
-        fits = all(isinstance(item, str) for item in value)
-    if value is not None and not fits:
-        shape = SHAPES[kind]
-        yield Diagnostic("P841", f"option {name} is not {shape}: {brief(value)}")
+    yield from mistaken_options(options, verb)
 
 
 def _texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _as_yaml(options: RunOptions, name: str) -> Any:
-    match name, getattr(options, name):
-        case "targets", targets:
-            return [str(target) for target in targets]
-        case (("plan" | "keep_tokens"), path):
-            return None if path is None else str(path.absolute())
-        case "calibration", _:
-            return spell_mixture(options.mixture) if options.mixture else options.calibration
-        case _, tuple() as values:
-            return list(values)
-        case _, value:
-            return value
-
-
-def _as_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """YAML values as values of options."""
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    if "targets" in given:
-        fields["targets"] = parse_targets(given["targets"])
-    for name in {"plan", "keep_tokens"} & given.keys():
-        fields[name] = Path(given[name])
-    return fields
-
-
-def _hashes(content: Mapping[str, Any]) -> dict[str, str]:
+def hashes_in(content: Mapping[str, Any]) -> dict[str, str]:
+    """The files that a recipe names, the model among them, by path."""
     found: dict[str, str] = dict(content.get("files", {}))
     model = content.get("model", {})
     if "path" in model and "sha256" in model:
         found[model["path"]] = model["sha256"]
     return found
-
-
-def _absolute(model: str) -> str:
-    """A path from the root; a hub id as it is."""
-    path = Path(model).expanduser()
-    return str(path.absolute()) if path.exists() else model
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
+from typing import ClassVar
 
 from prunec.frontends.mixture import Part, parse_mixture
 from prunec.frontends.places import check_place
@@ -44,6 +45,8 @@ class RecoverOptions:
     """One recovery. `losses` maps names to weights; empty, None and "" leave a choice to `settle`
     or to what the models can do. `length` is in tokens, `batch` in windows."""
 
+    verb: ClassVar[str] = "recover"
+
     model: str
     out: Path
     data: str
@@ -80,7 +83,8 @@ class RecoverOptions:
         return parse_mixture(self.data)
 
     @property
-    def data_files(self) -> tuple[Path, ...]:
+    def read_files(self) -> tuple[Path, ...]:
+        """The files and folders among the sources of data."""
         return tuple(part.path for part in self.mixture if part.path is not None)
 
     def settle(self) -> RecoverOptions:
@@ -123,7 +127,7 @@ class RecoverOptions:
 
     def _data(self) -> Iterator[Diagnostic]:
         try:
-            for path in self.data_files:
+            for path in self.read_files:
                 check_place(path)
         except PrunecError as error:
             yield from error.diagnostics

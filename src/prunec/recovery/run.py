@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from prunec.frontends.source import resolve
 from prunec.output import Formats, staged
 from prunec.progress import Progress
 from prunec.ranks import is_first, meet, world_size
-from prunec.recipe import hash_source
+from prunec.recipe import hash_source, write_recipe
 from prunec.recovery.lessons import Texts, read_texts
 from prunec.recovery.models import Opened, check_alike, check_quantizer, open_model, open_student
 from prunec.recovery.objective import Objective, settle_losses
@@ -53,6 +53,8 @@ def recover(options: RecoverOptions, progress: Progress) -> RecoverReport:
             report = _Run(options, progress, state).write(stage / Formats.HF)
             text = json.dumps(report.to_json(), indent=1)
             (stage / Formats.REPORT).write_text(text, encoding="utf-8")
+            told = replace(options, model=_checkpoint(options.model))
+            write_recipe(stage / Formats.RECIPE, told, _hash(options.model))
             return report
 
 
@@ -218,7 +220,7 @@ def _device() -> torch.device:
 def _sources(options: RecoverOptions) -> list[Path]:
     """The files and folders that a run reads and must not replace."""
     named = [options.model, *([] if options.teacher is None else [options.teacher])]
-    paths = [*(Path(name).expanduser() for name in named), *options.data_files]
+    paths = [*(Path(name).expanduser() for name in named), *options.read_files]
     return [path for path in paths if path.exists()]
 
 
@@ -231,12 +233,15 @@ def _key(options: RecoverOptions) -> str:
     ]
     names = [options.model, *([] if options.teacher is None else [options.teacher])]
     hashes = [_hash(name) for name in names]
-    return key_of(decides, options.data_files, *hashes)
+    return key_of(decides, options.read_files, *hashes)
 
 
 def _hash(model: str) -> str:
-    path = Path(model).expanduser()
-    if not path.exists():
-        return resolve(model).name
-    inner = path / Formats.HF
-    return hash_source(inner if inner.is_dir() else path)
+    path = Path(_checkpoint(model)).expanduser()
+    return hash_source(path) if path.exists() else resolve(model).name
+
+
+def _checkpoint(model: str) -> str:
+    """The checkpoint in a folder that prunec wrote, or what was named."""
+    inner = Path(model).expanduser() / Formats.HF
+    return str(inner) if inner.is_dir() else model

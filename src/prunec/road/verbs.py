@@ -1,0 +1,114 @@
+"""What a stage may do: verbs of the command line, what they read and what they leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from prunec.evaluate import EvalOptions, check_options
+from prunec.frontends.places import check_place
+from prunec.ir.diagnostics import Exit
+from prunec.output import Formats, staged
+from prunec.progress import Progress
+from prunec.recipe_options import Told
+from prunec.recovery.options import RecoverOptions
+from prunec.request import prune_options, quantize_options, sparsify_options
+
+__all__ = ["STAGES", "Options", "Verb"]
+
+
+class Options(Told, Protocol):
+    """Settled options of a stage."""
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that the model brings may run."""
+
+
+class Report(Protocol):
+    """What a verb tells in the end."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb. `settle` checks options as fields by name, without looking into the model; `run`
+    does the work in the folder that the options name.
+
+    `reads` are the formats that it can start from, the preferred one first; `formats` those that
+    it writes, None when the options say so. `dense` is the option that names the dense model,
+    filled in with the run's own; `final` means that its result goes into no other stage.
+    """
+
+    settle: Callable[[dict[str, Any]], Any]
+    run: Callable[[Any, Path, Progress], Report]
+    reads: tuple[str, ...] = ("hf", "onnx")
+    formats: tuple[str, ...] | None = None
+    dense: str = ""
+    resumes: bool = True
+    final: bool = False
+
+
+def _prune(options: Any, out: Path, progress: Progress) -> Report:
+    from prunec.pipeline import prune
+
+    return prune(options, progress)
+
+
+def _sparsify(options: Any, out: Path, progress: Progress) -> Report:
+    from prunec.sparsifying import sparsify
+
+    return sparsify(options, progress)
+
+
+def _quantize(options: Any, out: Path, progress: Progress) -> Report:
+    from prunec.quantizing import quantize
+
+    return quantize(options, progress)
+
+
+def _recover(options: Any, out: Path, progress: Progress) -> Report:
+    from prunec.recovery.run import recover
+
+    return recover(options, progress)
+
+
+def _evaluate(options: Any, out: Path, progress: Progress) -> Report:
+    from prunec.evaluate import evaluate
+
+    with staged(out, overwrite=True) as stage:
+        report = evaluate(options, progress)
+        text = json.dumps(report.to_json(), indent=1)
+        (stage / Formats.REPORT).write_text(text, encoding="utf-8")
+    return report
+
+
+def _recovery(given: dict[str, Any]) -> RecoverOptions:
+    return RecoverOptions(**given).settle()
+
+
+def _evaluation(given: dict[str, Any]) -> EvalOptions:
+    known = {field.name for field in fields(EvalOptions)}
+    options = EvalOptions(**{n: Path(v) if n == "data" else v for n, v in given.items()
+                             if n in known})  # fmt: skip
+    check_options(options)
+    check_place(options.data)
+    return options
+
+
+STAGES: Mapping[str, Verb] = {
+    "prune": Verb(prune_options, _prune),
+    "recover": Verb(_recovery, _recover, ("hf",), ("hf",), dense="teacher"),
+    "sparsify": Verb(sparsify_options, _sparsify),
+    "quantize": Verb(quantize_options, _quantize, ("hf", "onnx"), ("onnx",), final=True),
+    "eval": Verb(_evaluation, _evaluate, (), (), dense="against", resumes=False),
+}
+
+
+def exit_code(report: Report) -> int:
+    """That of the verb on the command line."""
+    return int(getattr(report, "exit_code", Exit.DONE))
