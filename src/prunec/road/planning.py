@@ -72,11 +72,16 @@ def plan_road(road: Road, out: Path, *, trust: bool) -> list[Planned]:
         planned.append(Planned(name, stage.verb, options, key))
         verb = STAGES[stage.verb]
         if verb.formats != ():
-            formats = verb.formats or getattr(options, "formats", ())
-            here = _Here(str(out / name), formats, name, verb.final, stored=True)
+            here = _Here(str(out / name), _formats(stage, options), name, verb.final, stored=True)
     if problems:
         raise PrunecError(problems, Exit.USAGE)
     return planned
+
+
+def _formats(stage: Stage, options: Any) -> tuple[str, ...]:
+    """What a stage writes."""
+    fixed = STAGES[stage.verb].formats
+    return tuple(options.formats) if fixed is None else fixed
 
 
 def _settled(stage: Stage, here: _Here, out: Path, dense: str, trust: bool) -> Options:

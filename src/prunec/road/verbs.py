@@ -93,8 +93,8 @@ def _recovery(given: dict[str, Any]) -> RecoverOptions:
 
 def _evaluation(given: dict[str, Any]) -> EvalOptions:
     known = {field.name for field in fields(EvalOptions)}
-    options = EvalOptions(**{n: Path(v) if n == "data" else v for n, v in given.items()
-                             if n in known})  # fmt: skip
+    taken: dict[str, Any] = {name: value for name, value in given.items() if name in known}
+    options = EvalOptions(**taken | {"data": Path(given["data"])})
     check_options(options)
     check_place(options.data)
     return options
