@@ -200,8 +200,10 @@ def common_mistakes(content: Mapping[str, Any]) -> Iterator[Diagnostic]:
 
 def _mistakes(content: Mapping[str, Any], verb: str) -> Iterator[Diagnostic]:
     yield from common_mistakes(content)
-    if content.get("verb", "prune") != verb:
-        remedy = "`prunec run` takes the recipe of any verb"
+    written = content.get("verb", "prune")
+    if written != verb:
+        named = isinstance(written, str) and written in VERBS
+        remedy = f"use prunec {written}, or prunec run" if named else "choose another recipe"
         yield Diagnostic("P841", f"this is no recipe of prunec {verb}", help=remedy)
         return
     options = content.get("options", {})
