@@ -34,6 +34,9 @@ __all__ = ["Imported", "import_graph"]
 LITERAL = 64
 """Entries of integers that are taken into the operations that read them."""
 
+QUANTISED = re.compile("^QLinear|[Qq]uantizeLinear$|Integer")
+"""Operators whose integers are data, biases among them, and not sizes."""
+
 SPATIAL = 32
 """Example sizes of pictures are multiples of it: networks halve them up to five times."""
 
@@ -270,7 +273,8 @@ class _Import:
     def _arg(self, step: Step, position: int, name: str) -> Arg:
         if not name:
             return None
-        if name in self.flat.stored and name not in self.outputs and position >= 0:
+        sizes = position >= 0 and not QUANTISED.search(step.node.op_type)
+        if name in self.flat.stored and name not in self.outputs and sizes:
             literal = self._literal(name)
             if literal is not None:
                 return literal

@@ -395,6 +395,21 @@ CASES |= {
         (12,),
         IMAGE,
     ),
+    "QLinearConv with a bias": Case(
+        "s = Constant<value_float = 0.02>()\nz = Constant<value = int8 {0}>()\n"
+        "q = QuantizeLinear(x, s, z)\nh = QLinearConv(q, s, z, i8, ws, wz8, s, z, b32)\n"
+        "k = DequantizeLinear(h, s, z)\ny = Conv(k, d)",
+        {"i8": (12, 3, 1, 1), "ws": (12,), "wz8": (12,), "b32": (12,), "d": (5, 12, 1, 1)},
+        (12,),
+        IMAGE,
+    ),
+    "DequantizeLinear of a weight and a bias": Case(
+        "w = DequantizeLinear<axis = 0>(i8, ws, wz8)\nb = DequantizeLinear<axis = 0>(b32, ws)\n"
+        "h = Conv(x, w, b)\nk = Relu(h)\ny = Conv(k, d)",
+        {"i8": (12, 3, 1, 1), "ws": (12,), "wz8": (12,), "b32": (12,), "d": (5, 12, 1, 1)},
+        (12,),
+        IMAGE,
+    ),
 }
 """By the operator they are about (`MatMul`, `com.microsoft.Attention`), and a word where one
 operator has several."""

@@ -19,7 +19,7 @@ TOLERANCE = 1e-5
 """Relative, float32: masked and sliced sums add the same terms in another order."""
 
 
-KINDS = {"u8": np.int8, "i8": np.int8, "wz8": np.int8, "b8": np.uint8}
+KINDS = {"u8": np.int8, "i8": np.int8, "wz8": np.int8, "b8": np.uint8, "b32": np.int32}
 """Weights that are no floats."""
 
 LIKE = {
