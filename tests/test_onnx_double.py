@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,6 +12,7 @@ import pytest
 from onnx_files import run
 
 from prunec.backends.onnx_double import sum_in_double
+from prunec.cli import main
 
 CANCELS = np.array([[1e8, 1.0, -1e8, 0.5]], np.float32)
 """In float32 the first sum swallows what the whole comes to, in whatever order it is taken."""
@@ -54,3 +58,34 @@ def test_whole_numbers_are_left_alone() -> None:
     model = ir.from_proto(onnx.parser.parse_model(text))
     sum_in_double(model, set())
     assert [node.op_type for node in model.graph] == ["MatMul"]
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_a_law_judged_in_float64_still_sees_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    spoiled: bool,
+) -> None:  # fmt: skip
+    """Where float32 is over the bound; one entry of one weight, off by a thousandth, is enough."""
+    from test_onnx_cache import decoder
+
+    from prunec import onnx_file
+
+    save = onnx_file.save
+
+    def spoil(model: ir.Model, original: ir.Model, path: Path) -> None:
+        save(model, original, path)
+        if spoiled:
+            written = onnx.load(path)
+            held = next(t for t in written.graph.initializer if t.name == "head")
+            array = onnx.numpy_helper.to_array(held).copy()
+            array[0, 0] += 1e-3
+            held.CopyFrom(onnx.numpy_helper.from_array(array, "head"))
+            onnx.save(written, path)
+
+    monkeypatch.setattr(onnx_file, "save", spoil)
+    monkeypatch.setattr(onnx_file, "LAW_1", -1.0)  # float32 is always over it
+    command = ["prune", str(decoder(tmp_path / "model.onnx")), "-o", str(tmp_path / "out")]
+    options = ["--target", "params=90%", "--method", "magnitude", "--verify", "--json"]
+    assert main([*command, *options]) == 3
+    (check,) = json.loads(capsys.readouterr().out)["checks"]
+    assert (check["difference"] > 1e-5) == spoiled
