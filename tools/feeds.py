@@ -60,6 +60,12 @@ def _ways(model: Any, main: str, accepted: Mapping[str, Any]) -> Iterator[Feed]:
     if main == "input_ids":
         yield _text(config, accepted), _text_dims(accepted, config)
         return
+    if main == "inputs" and hasattr(config, "vocab_size"):
+
+        def words(batch: int, length: int) -> Inputs:
+            return {main: _text(config, {})(batch, length)["input_ids"]}
+
+        yield words, {main: {0: BATCH, 1: SEQUENCE}}
     for shape in _shapes(main, model):
         yield _sense(main, shape, config, accepted), {main: {0: BATCH}} | _decoded(accepted, config)
 

@@ -84,6 +84,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "autoformer": _SERIES,
     "informer": _SERIES,
     "dac": {"decoder_hidden_size": 96},
+    "encodec": {"num_filters": 6},
+    "groupvit": {
+        "vision_config.num_group_tokens": [10, 6, 0],
+        "vision_config.num_output_groups": [10, 6, 6],
+    },
     "esm": {"vocab_size": 131, "pad_token_id": 1, "mask_token_id": 32},
     "layoutlmv3": {"coordinate_size": 8, "shape_size": 8},
     "moonshine_streaming": {"num_key_value_heads": 6},
@@ -140,8 +145,8 @@ def specimen(kind: str) -> Specimen:
     except Exception as error:
         raise NotBuilt(f"its configuration has no defaults: {_said(error)}") from error
     wanted = getattr(made, "config_class", None)
-    if wanted is not None and isinstance(default.get_text_config(), wanted):
-        default = default.get_text_config()
+    if wanted is not None and not isinstance(default, wanted):
+        default = _converted(default, wanted)
     reason = ""
     start = time.process_time()
     for config in variants(default, EXCEPTIONS.get(kind)):
@@ -152,6 +157,14 @@ def specimen(kind: str) -> Specimen:
         if time.process_time() - start > PATIENCE:
             break
     raise NotBuilt(reason or "no small values fit its configuration")
+
+
+def _converted(config: Any, wanted: Any) -> Any:
+    """The configuration of the text model within, or the same values in another class."""
+    text = config.get_text_config()
+    if isinstance(text, wanted):
+        return text
+    return wanted.from_dict({k: v for k, v in config.to_dict().items() if k != "model_type"})
 
 
 def _said(error: Exception) -> str:
