@@ -10,10 +10,13 @@ import numpy.typing as npt
 import torch
 
 from prunec.backends.tensors import as_tensor
-from prunec.backends.torch_ops import compile_op
+from prunec.backends.torch_ops import compile_op, resolve
 from prunec.ir.graph import Graph, Op
 
-__all__ = ["Env", "Flow", "Lifetimes", "Program", "execute"]
+__all__ = ["SEED", "Env", "Flow", "Lifetimes", "Program", "draws", "execute"]
+
+SEED = 0
+"""Of what a program draws at random: a smaller program is compared on the same draws."""
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Env = dict[str, Any]
@@ -46,6 +49,7 @@ class Program:
             _summed_in_double(op) if op.result in in_double else compile_op(op) for op in graph.ops
         ]
         self.dying = Lifetimes(graph).dying
+        self.draws = any(map(draws, graph.ops))
 
     def parameter(self, ref: str) -> torch.Tensor:
         """The tensor a `@name` stands for, in the dtype that the program computes with."""
@@ -74,13 +78,30 @@ class Program:
         return {value.name: torch.as_tensor(inputs[value.name[1:]]) for value in self.graph.inputs}
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The outputs by name for inputs by name."""
+        """The outputs by name for inputs by name. What the program draws at random is the same
+        each time, and torch's own generator is left as it was."""
         env = self.start(inputs)
-        self.advance(env, 0, len(self.graph.ops))
+        with torch.random.fork_rng(devices=(), enabled=self.draws):
+            if self.draws:
+                torch.manual_seed(SEED)
+            self.advance(env, 0, len(self.graph.ops))
         return self.outputs(env)
 
     def outputs(self, env: Env) -> dict[str, torch.Tensor]:
         return {name: env[value] for name, value in self.graph.outputs}
+
+
+def draws(op: Op) -> bool:
+    """Whether an operation draws random numbers."""
+    tags = getattr(resolve(op.name), "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags and op.name.split(".")[1] not in MAY_DRAW
+
+
+MAY_DRAW = frozenset(
+    ("dropout", "feature_dropout", "alpha_dropout", "scaled_dot_product_attention", "rrelu")
+    + ("lstm", "gru", "rnn_tanh", "rnn_relu")
+)
+"""Operations that draw while training only."""
 
 
 @dataclass

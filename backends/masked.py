@@ -15,9 +15,10 @@ import torch
 
 from prunec.backends.interpreter import Arrays, Program
 from prunec.backends.torch_ops import compile_op
-from prunec.ir.axes import Selection, atoms, kept_positions
+from prunec.ir.axes import Atom, Selection, atoms, kept_positions
 from prunec.ir.axes import size as dense_size
-from prunec.ir.graph import Op, TensorType
+from prunec.ir.graph import Graph, Op, TensorType
+from prunec.ir.sizes import dim_size
 from prunec.passes.coupling import Coupling
 from prunec.passes.masks import removed, resized, touched
 from prunec.passes.rewrite import Rewritten
@@ -28,6 +29,17 @@ __all__ = ["execute_masked"]
 def _gone(type_: TensorType, selections: Mapping[str, Selection]) -> torch.Tensor | None:
     mask = removed(type_, selections)
     return None if mask is None else torch.from_numpy(mask)
+
+
+def _running(graph: Graph) -> dict[str, str]:
+    """The sizes of axes that vary with the input, by the axis's name."""
+    types = [type_ for op in graph.ops for type_ in op.types]
+    return {
+        axis.name: dim
+        for type_ in types
+        for axis, dim in zip(type_.axes, type_.shape, strict=False)  # untyped values have no axes
+        if isinstance(axis, Atom) and isinstance(dim, str)
+    }
 
 
 class _Masked(Program):
@@ -41,6 +53,7 @@ class _Masked(Program):
     ) -> None:
         super().__init__(coupling.graph, weights, in_double)
         self.symbols: dict[str, int] = {}
+        self.running = _running(coupling.graph)
         self.selections, self.positions = selections, coupling.positions
         types = coupling.graph.types
         smaller = {op.result: op for op in rewritten.graph.ops}
@@ -65,6 +78,9 @@ class _Masked(Program):
             for dim, size in zip(value.type.shape, env[value.name].shape, strict=True):
                 if isinstance(dim, str) and dim.isidentifier():
                     self.symbols[dim] = int(size)
+        example = dict(self.graph.symbols)
+        now = {dim: dim_size(dim, example | self.symbols) for dim in set(self.running.values())}
+        self.symbols |= {name: now[dim] for name, dim in self.running.items()}
         return env
 
     def _now(self, type_: TensorType) -> TensorType:
@@ -150,6 +166,4 @@ def execute_masked(
     """
     program = _Masked(coupling, selections, rewritten, weights, in_double)
     for batch in batches:
-        env = program.start(batch)
-        program.advance(env, 0, len(program.graph.ops))
-        yield program.outputs(env)
+        yield program.run(batch)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
+from prunec.backends.interpreter import draws
 from prunec.backends.onnx_build import ONNX_DTYPES, Builder, Rules, Unsupported
 from prunec.backends.onnx_nn import NN
 from prunec.backends.onnx_pointwise import POINTWISE
@@ -72,6 +73,8 @@ def to_onnx(graph: Graph, weights: Mapping[str, Any]) -> ir.Model:
 
 
 def _written(graph: Graph, weights: Mapping[str, Any]) -> ir.Model:
+    if drawn := [op for op in graph.ops if draws(op)]:
+        raise Unsupported(f"random numbers of a known seed (`{drawn[0].name}` at {drawn[0].loc})")
     b = Builder(graph)
     inputs = []
     for value in graph.inputs:

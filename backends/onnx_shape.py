@@ -165,8 +165,9 @@ def _repeat(b: Builder, op: Op) -> ir.Value:
     assert isinstance(times, tuple)
     value = b.value(op.args[0])
     added = len(times) - b.rank(op.args[0])
-    if added:
+    if added > 0:
         value = b.op("Unsqueeze", value, b.ints(*range(added)))
+    times = (1,) * -added + times  # a tile may name the last dimensions only
     if all(isinstance(t, int) for t in times):
         return b.op("Tile", value, b.const(list(times)))
     parts = [b.value(t) if isinstance(t, Ref) else b.ints(*_ints(t)) for t in times]

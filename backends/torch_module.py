@@ -82,6 +82,7 @@ class _Body:
         function = resolve(op.name)
         if not returns_many(op):
             node = self.fx.create_node("call_function", function, args, kwargs, op.result[1:])
+            node.meta["read"] = [self.graph.types[name].dtype for name in op.operands]
             self.env[op.result] = node
             return
         stem = op.result[1:].split("__")[0]

@@ -116,7 +116,7 @@ def returns_many(op: Op) -> bool:
     returns = getattr(resolve(op.name), "_schema", None)
     if returns is None:
         return False
-    return len(returns.returns) > 1 or "[]" in str(returns.returns[0].type)
+    return len(returns.returns) > 1 or isinstance(returns.returns[0].type, torch.ListType)
 
 
 def _getter(arg: Arg) -> Callable[[Env], Any]:

@@ -23,6 +23,10 @@ from prunec.ir.graph import Graph
 
 __all__ = ["emit", "script"]
 
+_SCALARS = {"bool": bool, **dict.fromkeys(("f64", "f32", "f16", "bf16"), float)}
+"""What `Tensor.item` gives by the tensor's dtype, int otherwise: the compiler itself says no more
+than that it is a number."""
+
 
 def emit(graph: Graph, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write `graph` to `path`. Inputs are positional, in the graph's order; one output is a
@@ -54,6 +58,8 @@ def _clean(module: fx.GraphModule) -> None:
             continue
         if node.target is size:
             node.op, node.target = "call_method", "size"
+        elif node.target is torch.ops.aten.item.default:
+            node.target = _SCALARS.get(node.meta["read"][0], int)
         elif isinstance(node.target, torch._ops.OpOverload):
             node.target = node.target.overloadpacket
     module.recompile()

@@ -123,9 +123,15 @@ def _export(
         inputs = fake_inputs(example, mode)
         try:
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+            if any(map(_is_transform, program.graph.nodes)):  # vmap, written out by decomposing
+                program = program.run_decompositions({})
         except Exception as error:  # the exporter raises many unrelated types
             raise _not_exportable(module, error) from error
     return import_program(program, module, name=name, dynamic=dynamic, sizes=sizes)
+
+
+def _is_transform(node: torch.fx.Node) -> bool:
+    return getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def _dynamic_shapes(

@@ -10,8 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import Cache, PreTrainedModel
 from transformers.exporters import exporter_dynamo  # noqa: F401  fills the table of patches
 from transformers.exporters.utils import apply_patches
+from transformers.utils.generic import ModelOutput
 
 from prunec.frontends.torch import Dynamic, Traced, trace
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
@@ -41,7 +43,7 @@ def trace_hf(
     """
     if example is None:
         example, dynamic = example_inputs(model, extra_inputs)
-    with _plain_outputs(model), batched_experts(model), _patches():
+    with _plain_outputs(model), _without_caches(model), batched_experts(model), _patches():
         traced = _traced(model, example, dynamic or {}, name or type(model).__name__)
     return replace(traced, graph=_without_states(traced.graph))
 
@@ -199,6 +201,22 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
             setattr(c, field, value)
 
 
+@contextmanager
+def _without_caches(model: nn.Module) -> Iterator[None]:
+    """Within the block no output holds a cache, whatever the configuration says of caches."""
+
+    def without(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, ModelOutput):
+            return output
+        return type(output)(**{k: v for k, v in output.items() if not isinstance(v, Cache)})
+
+    hook = model.register_forward_hook(without)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _patches() -> AbstractContextManager[None]:
     """What transformers itself replaces in its models while it exports them: loops over data, and
     kernels that branch on sizes."""
@@ -207,15 +225,17 @@ def _patches() -> AbstractContextManager[None]:
 
 @contextmanager
 def batched_experts(model: nn.Module) -> Iterator[None]:
-    """Within the block experts run as batched matrix products, which have static shapes."""
-    change = getattr(model, "set_experts_implementation", None)
-    config = getattr(model, "config", None)
-    before = getattr(config, "_experts_implementation", None)
-    if change is None or not getattr(model, "_can_set_experts_implementation", lambda: False)():
-        yield
-        return
-    change("batched_mm")
+    """Within the block experts run as batched matrix products, which have static shapes; also those
+    of a model inside of one that has none itself."""
+    saved = [
+        (inner, getattr(inner.config, "_experts_implementation", None) or "eager")
+        for inner in model.modules()
+        if isinstance(inner, PreTrainedModel) and inner._can_set_experts_implementation()
+    ]
     try:
+        for inner, _ in saved:
+            inner.set_experts_implementation("batched_mm")
         yield
     finally:
-        change(before if before is not None else "eager")
+        for inner, before in saved:
+            inner.set_experts_implementation(before)

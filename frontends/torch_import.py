@@ -282,13 +282,15 @@ class _Importer:
         tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
         paths, _ = pytree.tree_flatten_with_path(tree)
         nodes = {node.name: node for node in self.program.graph.nodes}
+        taken = {value.name[1:] for value in self.inputs}
         found = []
         for (path, _), wanted in zip(paths, self.program.graph_signature.user_outputs, strict=True):
             if not isinstance(wanted, str):
                 continue  # None, or a number that does not depend on the input
             ref = self.env[nodes[wanted]]
             if isinstance(ref, Ref):
-                found.append((path_name(path), ref.name))
+                name = path_name(path)  # formats know a name once, as an input or as an output
+                found.append((f"{name}_out" if name in taken else name, ref.name))
         return found
 
 

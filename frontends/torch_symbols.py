@@ -9,6 +9,7 @@ from typing import Any
 import sympy
 import torch
 from torch.export import ExportedProgram
+from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
@@ -79,6 +80,16 @@ def _within(expr: sympy.Expr, ranges: Mapping[sympy.Symbol, ValueRanges[Any]]) -
     return expr
 
 
+def _narrowed(within: ValueRanges[Any] | None) -> str | None:
+    """What the trace assumes of a size beyond its being there at all: code that loops over blocks
+    asks for a least size, and its trace has as many blocks as the example. An upper bound alone is
+    what a table of positions leaves."""
+    if within is None or within.lower <= 2:
+        return None
+    upper = "" if within.upper is int_oo else f" and at most {within.upper}"
+    return f"at least {within.lower}{upper}"
+
+
 def name_symbols(
     program: ExportedProgram, dynamic: Mapping[str, Mapping[int, str]], symbols: Symbols
 ) -> list[Diagnostic]:
@@ -93,7 +104,9 @@ def name_symbols(
             expr = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
             if isinstance(expr, sympy.Symbol):
                 symbols.name(expr, name)
-                continue
+                expr = _narrowed(program.range_constraints.get(expr))
+                if expr is None:
+                    continue
             warnings.append(
                 Diagnostic(
                     "P131",

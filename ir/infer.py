@@ -151,6 +151,14 @@ class Typing:
             self.understood(arg.name)
             self.sizes.argument(self, arg, axis)
 
+    def new_dimension(self, path: Path, arg: Arg, axis: AxisId) -> AxisId:
+        """The axis of a dimension that an argument makes, at first a fresh one: a product where its
+        size is one. The argument follows it."""
+        made = self.sizes.made(self, arg) if isinstance(arg, Ref) else None
+        axis = axis if made is None else made
+        self.size_argument(path, arg, axis)
+        return axis
+
     def understood(self, name: str) -> None:
         """The current operation's use of a size is one that its rule accounts for."""
         self._understood.add(name)

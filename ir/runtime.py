@@ -93,6 +93,21 @@ class RuntimeSizes:
         t.literals[index, (1,)] = (product,)
         return [axis for axis in axes if axis not in static]
 
+    def made(self, t: Typing, arg: Ref) -> AxisId | None:
+        """The axis of a new dimension whose size is a product of static and other sizes, such as
+        `6 * batch`: nothing tells the order of its factors yet, and batches lie outermost."""
+        factors = self.factors.get(arg.name, [])
+        outer = [f for f in factors if isinstance(f, int) and at_run_time(t, f)]
+        inner = []
+        for factor in factors:
+            if factor in outer:
+                continue
+            axis = t.axes.atom(factor.value) if isinstance(factor, Literal) else factor
+            if isinstance(factor, Literal) and not self._link(t, factor, axis):
+                return None
+            inner.append(axis)
+        return t.axes.product([*outer, *inner]) if outer and inner else None
+
     def argument(self, t: Typing, arg: Ref, axis: AxisId) -> None:
         """An operation is told by `arg` that `axis` has that size."""
         self.says(t, Size(tuple(self.factors.get(arg.name, ())), 0), axis)

@@ -421,6 +421,11 @@ def repeat(b: Builder) -> tuple[Ref, ...]:
     return first, b.down(second)
 
 
+def tile(b: Builder) -> Ref:
+    """The last dimension alone is named."""
+    return b.down(b.call("aten.tile.default", b.up(12), (3,)))
+
+
 def repeat_interleave(b: Builder) -> Ref:
     """Also with the size of the result stated, as tracing records it."""
     name = "aten.repeat_interleave.self_int"
@@ -941,6 +946,7 @@ CASES: dict[str, Case] = {
     "aten.expand": case(expand, 3, 4, 6),
     "aten.expand_as": case(expand_as, 12),
     "aten.repeat": case(repeat, 3, 8, 12),
+    "aten.tile": case(tile, 3, 12),
     "aten.repeat_interleave": case(repeat_interleave, 2, 3, 12),
     "aten.unsqueeze": case(squeeze, 8, 12),
     "aten.squeeze": case(squeeze, 8, 12),

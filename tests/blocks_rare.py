@@ -42,7 +42,8 @@ class UnbindAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, time, _ = x.shape
         parts = self.qkv(x).reshape(batch, time, 3, self.heads, self.dim).permute(2, 0, 3, 1, 4)
-        y = self.attend(*parts.unbind(0)) if self.style != "bmm" else self.flat(*parts.unbind(0))
+        attend = self.flat if "bmm" in self.style else self.attend
+        y = attend(*parts.unbind(0))
         return self.o(y.transpose(1, 2).reshape(batch, time, -1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -55,7 +56,11 @@ class UnbindAttention(nn.Module):
         """With batch and heads in one dimension."""
         batch, heads, time, dim = q.shape
         q, k, v = (t.reshape(batch * heads, time, dim) for t in (q, k, v))
-        scores = torch.bmm(q, k.transpose(1, 2)) * self.dim**-0.5
+        if self.style == "baddbmm":  # onto zeros of a computed size
+            zeros = torch.zeros(heads * batch, time, time)
+            scores = torch.baddbmm(zeros, q, k.transpose(1, 2), alpha=self.dim**-0.5)
+        else:
+            scores = torch.bmm(q, k.transpose(1, 2)) * self.dim**-0.5
         y = torch.bmm(F.softmax(scores, dim=-1, dtype=torch.float32), v)
         return y.view(batch, heads, time, dim)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from blocks_rare import UnbindAttention
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
@@ -269,6 +270,20 @@ class TorchEncoder(nn.Module):
 
 IMAGE, WORDS = (3, 12, 12), (9, 6)
 
+
+class ScoresOntoZeros(nn.Module):
+    """Attention whose scores are added to zeros of a computed size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(WORDS[-1], 30)
+        self.attention = UnbindAttention(hidden=30, heads=6, dim=7, out=9, style="baddbmm")
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.attention(self.enter(x))
+        return found
+
+
 MODULES: dict[str, Case] = {
     "channel shuffle": Case(ChannelShuffle, IMAGE, (8, 12), "(8 3) meets (3 8)"),
     "squeeze and excite": Case(SqueezeExcite, IMAGE, (6, 14)),
@@ -283,5 +298,6 @@ MODULES: dict[str, Case] = {
     "volume": Case(Volume, (2, 4, 8, 8), (10, 14)),
     "recurrent": Case(Recurrent, WORDS, (18,), "holds the gates of all steps in one matrix"),
     "cross-attention": Case(Perceiver, WORDS, (3, 4, 6, 8, 16, 24, 34)),
+    "scores onto zeros": Case(ScoresOntoZeros, WORDS, (6, 7, 30)),
     "torch's encoder": Case(TorchEncoder, WORDS, (5, 5, 6, 6, 30, 46, 46)),
 }

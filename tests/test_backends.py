@@ -16,6 +16,7 @@ import zoo
 from torch import nn
 
 from prunec.backends import onnx, torchscript
+from prunec.backends.interpreter import execute
 from prunec.backends.torch_module import to_fx
 from prunec.frontends.torch import trace
 from prunec.ir.diagnostics import PrunecError
@@ -183,6 +184,44 @@ print(json.dumps([found.shape, float(found.double().sum()), strange]))
     assert strange == []
     assert shape == list(expected.shape)
     assert total == pytest.approx(float(expected.double().sum()), rel=1e-5)
+
+
+class Drawing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand(x.shape)
+
+
+def test_what_is_drawn_at_random_is_the_same_each_time(tmp_path: Path) -> None:
+    graph = trace(Drawing(), {"x": torch.zeros(2, 3)}).graph
+    before = torch.random.get_rng_state()
+    first, second = (
+        found["output"] for found in execute(graph, {}, [{"x": torch.zeros(2, 3)}] * 2)
+    )
+    assert torch.equal(first, second)
+    assert first.unique().numel() == 6
+    assert torch.equal(before, torch.random.get_rng_state())
+    with pytest.raises(PrunecError, match=r"P221.*random numbers"):
+        onnx.emit(graph, {}, tmp_path / "model.onnx")
+
+
+class Parted(nn.Module):
+    """A list of one part, and parts as long as the data say."""
+
+    def forward(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        (whole,) = x.chunk(1)
+        first, rest = whole.split(sizes.tolist())
+        return torch.cat((rest, first)).neg()
+
+
+def test_lists_of_parts(tmp_path: Path) -> None:
+    example = {"x": torch.randn(5, 2), "sizes": torch.tensor([2, 3])}
+    graph = trace(Parted(), example).graph
+    wanted = Parted()(**example)
+    (found,) = execute(graph, {}, [example])
+    assert torch.equal(found["output"], wanted)
+    torchscript.emit(graph, {}, tmp_path / "model.pt")
+    module = torch.jit.load(str(tmp_path / "model.pt"))  # type: ignore[no-untyped-call]
+    assert torch.equal(module(*example.values()), wanted)
 
 
 def test_unknown_operation_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 import zoo
 from torch import Tensor, nn
 from torch.nn import functional as nnf
+from transformers import DynamicCache
+from transformers.utils import ModelOutput
 
 from prunec.backends.torch_module import to_fx
 from prunec.frontends.torch import Traced, trace
@@ -315,6 +318,43 @@ def test_fixed_dimension_is_told() -> None:
     assert "dimension 0 of input x (n)" in warning.message
 
 
+def test_blocks_as_many_as_the_example_has_are_told() -> None:
+    """The loop goes round once for each block; how often is fixed by the trace."""
+
+    def blocks(x: Tensor) -> Tensor:
+        parts = [x[4 * i : 4 * i + 4].cumsum(0) for i in range((x.shape[0] + 3) // 4)]
+        return torch.cat(parts) if x.shape[0] >= 4 else x.cumsum(0)
+
+    (warning,) = traced(blocks, 9, 2).warnings
+    assert warning.code == "P131"
+    assert "dimension 0 of input x (n)" in warning.message
+
+
+def test_transforms_are_written_out() -> None:
+    body_of = torch.vmap(lambda row: row.exp() * row)
+    names = [op.name for op in traced(body_of, 3, 4).graph.ops]
+    assert names == ["aten.exp.default", "aten.mul.Tensor"]
+
+
+def test_an_output_that_is_an_input_has_a_name_of_its_own() -> None:
+    found = traced(lambda x: {"x": x.neg(), "y": x.exp()}, 2, 4).graph
+    assert [name for name, _ in found.outputs] == ["x_out", "y"]
+
+
+def test_caches_are_no_outputs() -> None:
+    @dataclass
+    class Output(ModelOutput):
+        logits: Tensor | None = None
+        past: DynamicCache | None = None
+
+    class Caching(nn.Linear):
+        def forward(self, x: Tensor) -> Output:
+            return Output(logits=super().forward(x), past=DynamicCache())
+
+    found = trace_hf(Caching(4, 3), example={"x": torch.zeros(2, 4)})
+    assert [name for name, _ in found.graph.outputs] == ["logits"]
+
+
 def test_dimensions_of_one_name_are_one_symbol() -> None:
     graph = zoo.model("llama").traced.graph
     assert {value.type.shape for value in graph.inputs} == {("batch", "sequence")}
@@ -347,6 +387,22 @@ def test_experts_are_left_as_they_were() -> None:
     before = model.get_experts_implementation()
     trace_hf(model)
     assert model.get_experts_implementation() == before
+
+
+def test_experts_of_a_model_inside_are_batched_too() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = zoo.build("mixtral", meta=True)
+            self.config, self.main_input_name = self.inner.config, "input_ids"
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            return self.inner(input_ids, attention_mask).logits
+
+    outer = Outer()
+    names = {op.name for op in trace_hf(outer).graph.ops}
+    assert not [name for name in names if "grouped_mm" in name]
+    assert "aten.bmm.default" in names
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 
 from prunec.backends import onnx, torchscript
-from prunec.backends.interpreter import execute
+from prunec.backends.interpreter import SEED, execute
 from prunec.backends.tensors import as_tensor
 from prunec.checking import relative_difference
 from prunec.ir.graph import Graph
@@ -69,7 +69,8 @@ def _torchscript(graph: Graph, weights: Mapping[str, Any], folder: Path) -> Run:
     names = [name for name, _ in graph.outputs]
 
     def run(feed: Feeds) -> dict[str, Any]:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(SEED)
             outputs = module(*(feed[name] for name in inputs))
         return dict(zip(names, outputs if len(names) > 1 else [outputs], strict=True))
 

@@ -60,7 +60,8 @@ def _kept(row: Row) -> Row:
 
 
 def _is(row: Row, roles: Iterable[str], *marks: str) -> bool:
-    return all(mark(row["roles"].get(role)) in marks for role in roles)
+    """Whether the roles have one of the marks; a program that did not run has proven none."""
+    return bool(row["roles"]) and all(mark(row["roles"].get(role)) in marks for role in roles)
 
 
 def summary(rows: Sequence[Row]) -> Row:
@@ -169,7 +170,8 @@ def _introduction(found: Row) -> Iterator[str]:
         "program equals the dense one with the same indices zeroed, to 1e-5 of the largest output "
         "(float32 values, sums in float64), at two shapes where the model has no fixed one. "
         "`some`: the same, and further axes of the role are pinned. `–`: the model has no such "
-        "axis. What is pinned for being an input, an output or a kernel's window is not counted. "
+        "axis. What is pinned for being an input, an output, a kernel's window or the number of a "
+        "part (query, key and value in one matrix; sine and cosine) is not counted. "
         "`all`: every group of every role pruned at once; that program is also written as ONNX and "
         "TorchScript, read back, and run beside the executor at the same shapes in float32 (1e-4 "
         "and 1e-5). Times are of the processor: of tracing, and of inferring the axes (the mean of "

@@ -23,7 +23,7 @@ from specimen import NotBuilt, Specimen, specimen
 from torch.utils import _pytree as pytree
 from transformers.utils import logging
 
-from prunec.backends.interpreter import execute
+from prunec.backends.interpreter import SEED, execute
 from prunec.backends.masked import execute_masked
 from prunec.checking import relative_difference
 from prunec.frontends.tensors import to_numpy
@@ -156,7 +156,8 @@ def _program(
     worst = 0.0
     for feed in feeds:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=()):
+                torch.manual_seed(SEED)
                 wanted = named(found.model(**{**found.inputs, **feed}))
             (outputs,) = execute(coupling.graph, weights, [feed])
         except Exception as error:  # any operation of the program or the model may refuse
@@ -232,8 +233,15 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-# What no pruner could take: the model's own interface, and the windows of kernels.
-INHERENT = ("graph input", "graph output", "a spatial dimension")
+# What no pruner could take: the model's own interface, the windows of kernels, and the numbers of
+# parts that are taken one by one (query, key and value; sine and cosine).
+INHERENT = (
+    "graph input",
+    "graph output",
+    "a spatial dimension",
+    "each index is a part of its own",
+    "each index is a stacked value of its own",
+)
 
 
 def _counts(coupling: Coupling, pin: Pinned) -> bool:

@@ -127,7 +127,7 @@ RULES: dict[str, Rule] = {
     "aten.expand": shapes.expand,
     "aten.reshape_as": shapes.reshape_as,
     "aten.expand_as": shapes.expand_as,
-    "aten.repeat": shapes.repeat,
+    **dict.fromkeys(("aten.repeat", "aten.tile"), shapes.repeat),
     "aten.repeat_interleave": shapes.repeat_interleave,
     "aten.unsqueeze": shapes.unsqueeze,
     "aten.squeeze": shapes.squeeze,

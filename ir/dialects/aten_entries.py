@@ -65,7 +65,7 @@ def _sized(t: Typing, op: Op, position: int, dims: Dims) -> None:
     """The size list of an operation follows from the axes of its result."""
     sizes = argument(op, position, "size")
     for i, size in enumerate(cast(tuple[Arg, ...], sizes)):
-        t.size_argument((*path_of(op, position, "size"), i), size, dims[i])
+        dims[i] = t.new_dimension((*path_of(op, position, "size"), i), size, dims[i])
 
 
 def filled(t: Typing, op: Op) -> list[Dims]:

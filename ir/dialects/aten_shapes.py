@@ -67,9 +67,12 @@ def expand(t: Typing, op: Op) -> list[Dims]:
     dims = t.fresh(shape)
     new = len(shape) - len(x)
     for i in range(len(shape)):
+        path = (*path_of(op, 1, "size"), i)
         if i >= new and t.axes.size(x[i - new]) > 1:
             dims[i] = x[i - new]
-        t.size_argument((*path_of(op, 1, "size"), i), sizes[i], dims[i])
+            t.size_argument(path, sizes[i], dims[i])
+        else:
+            dims[i] = t.new_dimension(path, sizes[i], dims[i])
     return [dims]
 
 
@@ -80,12 +83,13 @@ def expand_as(t: Typing, op: Op) -> list[Dims]:
 def repeat(t: Typing, op: Op) -> list[Dims]:
     x, repeats = t.of(op.args[0]), cast(tuple[Arg, ...], op.args[1])
     padded = [t.axes.UNIT] * (len(repeats) - len(x)) + list(x)
-    dims = []
-    for i, (axis, times) in enumerate(zip(padded, repeats, strict=True)):
+    first = len(padded) - len(repeats)  # a tile may name the last dimensions only
+    dims = padded[:first]
+    for i, (axis, times) in enumerate(zip(padded[first:], repeats, strict=True)):
         if times == 1:
             dims.append(axis)
             continue
-        outer = _times(t, op, axis, i, times)
+        outer = _times(t, op, axis, first + i, times)
         dims.append(t.axes.product([outer, axis]))
         if isinstance(times, int):
             t.literal((1, i), outer)
@@ -94,11 +98,12 @@ def repeat(t: Typing, op: Op) -> list[Dims]:
 
 def _times(t: Typing, op: Op, axis: AxisId, dim: int, count: Arg) -> AxisId:
     """The axis of a repetition; its size is what the result's size leaves."""
+    if isinstance(count, int):
+        return t.axes.atom(count)
     total = t.shape(op.types[0].shape)[dim]
-    outer = t.axes.atom(total // t.axes.size(axis))
-    if not isinstance(count, int):
-        t.axes.mark(outer, "runtime", "")
-        t.axes.pin(outer, "its size is known at run time only")
+    outer = t.axes.atom(total // max(t.axes.size(axis), 1))
+    t.axes.mark(outer, "runtime", "")
+    t.axes.pin(outer, "its size is known at run time only")
     return outer
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from prunec.backends.interpreter import execute
+from prunec.backends.interpreter import SEED, execute
 from prunec.backends.masked import execute_masked
 from prunec.feeds import TOKENS
 from prunec.ir.axes import atoms
@@ -91,7 +91,7 @@ def verify(pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...
         advance(1)
         for name in pruned.options.formats:
             runner = OPEN[name](stage)
-            found = [runner.run(_fed(runner, f)) for f in feeds]
+            found = [_drawn_alike(runner, f) for f in feeds]
             checks.append(_check(name, list(zip(found, wanted, strict=True))))
             advance(1)
     return tuple(checks)
@@ -131,6 +131,13 @@ def _left(pruned: Outcome, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
         if axes and any(a.name in pruned.selections for a in atoms(axes[-1])):
             found[name] = found[name][..., torch.from_numpy(pruned.tokens)]
     return found
+
+
+def _drawn_alike(runner: Runner, feeds: Mapping[str, Array]) -> Mapping[str, Any]:
+    """The outputs of a format; what it draws at random it draws as the executor does."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(SEED)
+        return runner.run(_fed(runner, feeds))
 
 
 def _fed(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
