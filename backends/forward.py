@@ -84,9 +84,10 @@ class Tail:
         name = _input(first)
         value = env[name]
         features = max(int(d) for op in self.ops for d in op.types[0].shape[-1:])
-        rows = max(1, PIECE // (4 * features * len(value)))
-        for start in range(0, value.shape[POSITIONS], rows):
-            inner = {**self.weights, name: value[:, start : start + rows]}
+        most = max(1, PIECE // (4 * features * len(value)))
+        count = max(1, math.ceil(value.shape[POSITIONS] / most))
+        for piece in value.tensor_split(count, POSITIONS):  # even: a short rest takes long, too
+            inner = {**self.weights, name: piece}
             for op in self.ops:
                 step = self.program.steps[self.program.graph.producers[op.result]]
                 (inner[op.result],) = step(inner)

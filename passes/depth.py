@@ -16,13 +16,13 @@ from prunec.passes.regions import Region
 
 __all__ = ["DEPTHS", "Ends", "angle", "angular", "by_influence", "greedy", "overlapping"]
 
-DEPTHS = ("sleb", "shortgpt", "angular")
+DEPTHS = ("sleb", "shortgpt", "angular", "evopress")
 """Names of the orders. `sleb`: Song et al., SLEB, ICML 2024, algorithm 1 (the region whose loss
 costs least goes, then all others are measured again). `shortgpt`: Men et al., ShortGPT, 2024, eq.
 1 (block influence, one minus the cosine between a block's input and output, mean over tokens).
 `angular`: Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, 2024, eq. 7 (the
 angle between the input and the output of a window of layers, at the last token), without its
-healing."""
+healing. `evopress`: Sieberling et al., EvoPress, ICML 2025, algorithm 1 (see `passes.evopress`)."""
 
 Floats = npt.NDArray[np.float64]
 Met = Callable[[Sequence[Region]], bool]

@@ -131,7 +131,8 @@ LEARN = "What to learn"
     "--depth",
     metavar="NAME",
     heading=WHAT,
-    help="With --groups layer or sublayer, which of them go: sleb (default), shortgpt, angular.",
+    help="With --groups layer or sublayer, which of them go: sleb (default), shortgpt, angular, "
+    "evopress.",
 )
 @option(
     "--experts",

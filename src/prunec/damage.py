@@ -45,6 +45,10 @@ class Found:
         return chosen if math.isfinite(chosen) else math.inf
 
 
+CACHED = 512 << 10
+"""Bytes of logits that are summed up at once: what stays in the cache of a core takes half of the
+time."""
+
 Sums = dict[tuple[str | None, int], tuple[float, float]]
 """By variant (None is the program itself) and window: negative log-likelihood and divergence, or
 the squares of the difference and of the dense outputs."""
@@ -88,26 +92,16 @@ class Damage:
         at, loss, divergence = 0, 0.0, 0.0
         for place, outputs in enumerate(pieces):
             logits = outputs[LOGITS][0].float()
-            norm = logits.logsumexp(-1)
+            if name is None:
+                self.dense.append(_Dense.of(logits))
+            norm, inner = _sums(logits, self.dense[place].likely)
+            divergence += self.dense[place].own + float((norm - inner).double().sum())
             targets = written[at + 1 : at + 1 + len(logits)]
             chosen = logits[: len(targets)].gather(-1, targets[:, None].long())[:, 0]
             lost = (norm[: len(targets)] - chosen).double()
             loss += float(lost[used[at + 1 : at + 1 + len(logits)]].sum())
-            divergence += self._divergence(name, place, logits, norm)
             at += len(logits)
         return loss, divergence
-
-    def _divergence(
-        self, name: str | None, place: int, logits: torch.Tensor, norm: torch.Tensor
-    ) -> float:
-        """Sum over positions of sum p (log p - log q), with log q = logits - norm."""
-        if name is None:
-            logs = logits - norm[:, None]
-            likely = logs.exp()
-            self.dense.append((likely, float((likely * logs).sum(-1).double().sum())))
-            return 0.0
-        likely, own = self.dense[place]
-        return float(own) + float((norm - (likely * logits).sum(-1)).double().sum())
 
     def _any(self, name: str | None, window: int, pieces: Iterator[Outputs]) -> tuple[float, float]:
         error = SquaredError()
@@ -116,6 +110,30 @@ class Damage:
                 self.dense.append(dict(outputs))
             error.add(self.dense[place], outputs)
         return error.difference, error.norm
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """Distributions p at some positions, shape (positions, tokens), and the sum of p log p."""
+
+    likely: torch.Tensor
+    own: float
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> _Dense:
+        likely = logits.softmax(-1)
+        norm, inner = _sums(logits, likely)
+        return cls(likely, float((inner - norm).double().sum()))
+
+
+def _sums(logits: torch.Tensor, likely: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """By position log Z = log sum exp z, and sum p z: what sum p (log p - log q) lacks is
+    sum p log p."""
+    few = max(1, CACHED // (4 * logits.shape[-1]))
+    rows = list(zip(logits.split(few), likely.split(few), strict=True))
+    norms = [z.logsumexp(-1) for z, _ in rows]
+    inner = [torch.linalg.vecdot(p, z) for z, p in rows]
+    return torch.cat(norms), torch.cat(inner)
 
 
 def damage_of(loaded: Loaded, windows: Windows) -> Damage:

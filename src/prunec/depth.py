@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunec.calibrating import Calibrated
+from prunec.depth_search import evolved
 from prunec.evidence import WINDOWS, spread
 from prunec.ir.axes import atoms
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
@@ -18,6 +19,7 @@ from prunec.passes.depth import DEPTHS, Ends, angular, by_influence, greedy, ove
 from prunec.passes.regions import Region, find_regions
 from prunec.planning import limits
 from prunec.progress import Progress
+from prunec.state import State
 
 __all__ = [
     "Watched",
@@ -135,16 +137,21 @@ def _layers(loaded: Loaded, regions: Sequence[Region]) -> list[tuple[str, int]]:
 @dataclass(frozen=True)
 class Watched:
     """A whole model and windows to judge its regions by; `losses` are those without some regions
-    and one more, as far as they were measured."""
+    and one more, as far as they were measured. A search draws by `seed` and keeps what it knows in
+    `state`."""
 
     loaded: Loaded
     windows: Sequence[Mapping[str, Any]]
+    seed: int = 0
+    state: State | None = None
     losses: dict[tuple[tuple[str, ...], str], float] = field(default_factory=dict)
 
 
-def watch(loaded: Loaded, calibrated: Calibrated) -> Watched:
+def watch(
+    loaded: Loaded, calibrated: Calibrated, seed: int = 0, state: State | None = None
+) -> Watched:
     """The model on some of the calibration data."""
-    return Watched(loaded.whole, single_windows(calibrated))
+    return Watched(loaded.whole, single_windows(calibrated), seed, state)
 
 
 def choose_regions(
@@ -195,7 +202,11 @@ def ordered_regions(
         left = [r for r in found if not overlapping(r, gone)]
         return len(left) < 2 or _met(loaded, options, gone)
 
-    return tuple(_ORDERS[options.depth](watched, found, met, progress) or ())
+    chosen = _ORDERS[options.depth](watched, found, met, progress) or ()
+    if options.depth == EVOPRESS:  # a set and no order: the one that costs least goes first
+        gone = set(chosen)
+        chosen = _sleb(watched, chosen, lambda some: gone.issubset(some), progress) or ()
+    return tuple(chosen)
 
 
 def _met(loaded: Loaded, options: PruneOptions, gone: Sequence[Region]) -> bool:
@@ -251,6 +262,13 @@ def _angular(
     return angular(found, _ends(watched, found, progress).vectors, met)
 
 
+def _evopress(
+    watched: Watched, found: Sequence[Region], met: Met, progress: Progress
+) -> list[Region] | None:
+    loaded, windows = watched.loaded, watched.windows
+    return evolved(loaded, windows, found, met, watched.seed, watched.state, progress)
+
+
 def _ends(watched: Watched, found: Sequence[Region], progress: Progress) -> Ends:
     loaded, windows = watched.loaded, watched.windows
     with progress.step("Looking at the stream", len(found) + 1) as advance:
@@ -268,5 +286,6 @@ def features(loaded: Loaded, value: str) -> int:
     return held[-1] if held else len(axes) - 1
 
 
-_ORDERS = {"sleb": _sleb, "shortgpt": _shortgpt, "angular": _angular}
+EVOPRESS = "evopress"
+_ORDERS = {"sleb": _sleb, "shortgpt": _shortgpt, "angular": _angular, EVOPRESS: _evopress}
 assert tuple(_ORDERS) == DEPTHS, "an order for each name"

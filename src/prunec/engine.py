@@ -71,6 +71,13 @@ class Engine(Protocol):
         lower the better. `windows` hold one row each; `step` is called for every region and
         window."""
 
+    def distances(
+        self, loaded: Loaded, windows: Batches, sets: Sequence[Sequence[Region]]
+    ) -> list[float]:
+        """How far the outputs of a whole model without each set of regions are from its own: the
+        mean Kullback-Leibler divergence of the dense distributions from theirs where it writes
+        text, else the squared difference over the squares; infinite where that is no number."""
+
     def ends(
         self,
         loaded: Loaded,

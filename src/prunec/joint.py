@@ -19,7 +19,7 @@ from prunec.breakdown import writes_text
 from prunec.calibrating import Calibrated
 from prunec.damage import damage_of
 from prunec.deciding import Decided
-from prunec.depth import ordered_regions, watch, without
+from prunec.depth import Watched, ordered_regions, without
 from prunec.evidence import gather, in_order
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.loading import Loaded
@@ -77,6 +77,7 @@ class Contest:
 def contest(
     loaded: Loaded,
     options: PruneOptions,
+    watched: Watched,
     calibrated: Calibrated,
     criterion: Criterion,
     allocator: Allocator,
@@ -86,7 +87,6 @@ def contest(
     or when the model does not write text."""
     _check(loaded, options, criterion)
     dense = choose_groups(loaded, replace(options, groups=options.width_roles))
-    watched = watch(loaded, calibrated)
     order = ordered_regions(watched, options, progress)
     evidence = gather(
         loaded, in_order(loaded, dense.groups), criterion, calibrated,

@@ -18,32 +18,31 @@ from prunec.passes.depth import Ends
 from prunec.passes.profile import Weights
 from prunec.passes.regions import Region
 
-__all__ = ["losses", "observe_ends"]
+__all__ = ["distances", "observe_ends"]
 
 
-def losses(
+def distances(
     program: OrtProgram,
     weights: Weights,
     windows: Batches,
-    gone: Sequence[Region],
-    left: Sequence[Region],
+    sets: Sequence[Sequence[Region]],
     step: Callable[[], None],
     logits: bool,
-) -> dict[str, float]:
-    """By name of each region `left`, how far the outputs without it and all of `gone` are from
-    those of the whole model; infinite where that is no number. Outputs that go are not compared.
-    """
+) -> list[float]:
+    """How far the outputs without each set of regions are from those of the whole model; infinite
+    where that is no number. Outputs that go are not compared; `step` is called for every set and
+    window."""
     whole = Detours(program, ())
-    without = {region.name: Detours(program, [*gone, region]) for region in left}
-    distances = {name: Distance(logits) for name in without}
+    without = [Detours(program, gone) for gone in sets]
+    totals = [Distance(logits) for _ in sets]
     for window in windows:
         dense = whole.run(window, weights)
-        for name, smaller in without.items():
+        for smaller, total in zip(without, totals, strict=True):
             found = smaller.run(window, weights)
-            distances[name].add({output: dense[output] for output in found}, found)
+            total.add({output: dense[output] for output in found}, found)
             step()
-    means = {name: distance.mean() for name, distance in distances.items()}
-    return {name: mean if math.isfinite(mean) else math.inf for name, mean in means.items()}
+    means = [total.mean() for total in totals]
+    return [mean if math.isfinite(mean) else math.inf for mean in means]
 
 
 def observe_ends(

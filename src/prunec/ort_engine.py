@@ -20,7 +20,7 @@ from prunec.ir.diagnostics import Exit, fail
 from prunec.ir.graph import Graph
 from prunec.loading import Loaded, Overlaid
 from prunec.masking import MaskedWeights, gives_logits
-from prunec.ort_depth import losses, observe_ends
+from prunec.ort_depth import distances, observe_ends
 from prunec.ort_distance import Distance
 from prunec.passes.compress import select
 from prunec.passes.coupling import Group, Place
@@ -157,9 +157,15 @@ class OrtEngine:
         left: Sequence[Region],
         step: Callable[[], None],
     ) -> dict[str, float]:
-        return losses(
-            self.program, loaded.weights, windows, gone, left, step, gives_logits(self.graph)
-        )
+        sets, logits = [[*gone, region] for region in left], gives_logits(self.graph)
+        found = distances(self.program, loaded.weights, windows, sets, step, logits)
+        return {region.name: distance for region, distance in zip(left, found, strict=True)}
+
+    def distances(
+        self, loaded: Loaded, windows: Batches, sets: Sequence[Sequence[Region]]
+    ) -> list[float]:
+        logits = gives_logits(self.graph)
+        return distances(self.program, loaded.weights, windows, sets, lambda: None, logits)
 
     def ends(
         self,

@@ -192,7 +192,7 @@ class _Run(Run[PruneOptions]):
         from prunec.depth import watch
 
         assert self.calibrated is not None, "options are settled"
-        return watch(self.loaded, self.calibrated)
+        return watch(self.loaded, self.calibrated, self.options.seed, self.state)
 
     def _jointly(self) -> Decided:
         """Whole layers and widths compete for the same budget."""
@@ -207,8 +207,8 @@ class _Run(Run[PruneOptions]):
         candidates(self.loaded, self.options)
         assert self.calibrated is not None, "options are settled"
         return contest(
-            self.loaded, self.options, self.calibrated, self.criterion, self.allocator,
-            self.progress,
+            self.loaded, self.options, self._watched, self.calibrated, self.criterion,
+            self.allocator, self.progress,
         )  # fmt: skip
 
     def from_plan(self) -> Pruned:

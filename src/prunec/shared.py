@@ -83,6 +83,11 @@ class SharedEngine:
     ) -> Callable[[Mapping[str, int]], float]:
         return self.engine.divergence(loaded, groups, scores, windows)
 
+    def distances(
+        self, loaded: Loaded, windows: Batches, sets: Sequence[Sequence[Region]]
+    ) -> list[float]:
+        return self.engine.distances(loaded, windows, sets)
+
     def losses(
         self,
         loaded: Loaded,

@@ -31,6 +31,7 @@ from prunec.passes.score import Scores
 from prunec.progress import Progress
 from prunec.reports import Check, SourceRow
 from prunec.scratch import Scratch
+from prunec.torch_distance import distances
 
 if TYPE_CHECKING:
     from prunec.run import Outcome
@@ -86,6 +87,11 @@ class TorchEngine:
         variants = [bypass(graph, region) for region in moved]
         run_variants(graph, loaded.weights, windows, variants, score, step)
         return {region.name: score.found(region.name).worth for region in left}
+
+    def distances(
+        self, loaded: Loaded, windows: Batches, sets: Sequence[Sequence[Region]]
+    ) -> list[float]:
+        return distances(loaded, windows, sets)
 
     def ends(
         self,
