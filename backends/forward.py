@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
-from prunec.backends.interpreter import Arrays, Env, Program
+from prunec.backends.interpreter import Arrays, Env, Program, Step
 from prunec.ir.graph import Graph, Op, Ref
 
-__all__ = ["Forward", "Tail"]
+__all__ = ["Factors", "Forward", "Result", "Tail"]
 
 SEGMENT = 64 << 20
 PIECE = 32 << 20
@@ -57,6 +59,48 @@ class Forward:
         """The outputs of a window by name, some positions at a time where that is possible."""
         yield from self.tail.pieces(self.envs[window])
 
+    def result(self, window: int) -> Result:
+        """The outputs of a window, in whichever way they are looked at."""
+        return Result(self.tail, self.envs[window])
+
+
+@dataclass(frozen=True)
+class Factors:
+    """An output that is a product, before it is multiplied: `states` (batch, positions, features),
+    `weight` (outputs, features) and `bias` (outputs,) or None."""
+
+    states: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def slices(self, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Some outputs of all positions at a time, as many as fit `size` bytes, and which."""
+        rows = self.states.shape[:-1].numel()
+        width = max(1, size // (4 * rows))
+        for start in range(0, len(self.weight), width):
+            some = slice(start, start + width)
+            bias = None if self.bias is None else self.bias[some]
+            yield some, functional.linear(self.states, self.weight[some], bias)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a program gives, computed when it is looked at: by positions, or, where the one output
+    is a product, by its factors."""
+
+    tail: Tail
+    env: Env
+
+    @torch.no_grad()
+    def pieces(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The outputs by name, some positions at a time where that is possible."""
+        yield from self.tail.pieces(self.env)
+
+    @torch.no_grad()
+    def factors(self) -> Factors | None:
+        """The only output before the product that makes it; None where it is made otherwise."""
+        return self.tail.factors(self.env)
+
 
 class Tail:
     """The last operations of a program, which make its output position by position; none where it
@@ -74,6 +118,20 @@ class Tail:
         self.weights = {k: v for k, v in self.weights.items() if k.startswith("@")}
         return self
 
+    def factors(self, env: Env) -> Factors | None:
+        """The output before its last operation, when that is a product with a stored weight."""
+        if not self.ops or not _product(self.ops[-1]):
+            return None
+        name = _input(self.ops[0])
+        inner = {**self.weights, name: env[name]}
+        for op in self.ops[:-1]:
+            (inner[op.result],) = self._step(op)(inner)
+        states, *stored = (inner[name] for name in self.ops[-1].operands)
+        return Factors(states, stored[0], stored[1] if len(stored) > 1 else None)
+
+    def _step(self, op: Op) -> Step:
+        return self.program.steps[self.program.graph.producers[op.result]]
+
     def pieces(self, env: Env) -> Iterator[dict[str, torch.Tensor]]:
         """The outputs by name from what is there before the tail, as many positions at a time as
         fit `PIECE`."""
@@ -89,8 +147,7 @@ class Tail:
         for piece in value.tensor_split(count, POSITIONS):  # even: a short rest takes long, too
             inner = {**self.weights, name: piece}
             for op in self.ops:
-                step = self.program.steps[self.program.graph.producers[op.result]]
-                (inner[op.result],) = step(inner)
+                (inner[op.result],) = self._step(op)(inner)
             ((output, _),) = self.program.graph.outputs
             yield {output: inner[last.result]}
 
@@ -138,6 +195,11 @@ def _by_position(op: Op, graph: Graph) -> bool:
         return isinstance(op.args[0], Ref) and op.args[0].name == values[0]
     weights = [graph.types[name].shape for name in op.operands if name.startswith("@")]
     return op.pointwise and all(len(shape) <= 1 for shape in weights)
+
+
+def _product(op: Op) -> bool:
+    """Whether a value meets a stored weight, and a stored bias or none."""
+    return op.name == LINEAR and all(name.startswith("@") for name in list(op.operands)[1:])
 
 
 def _input(op: Op) -> str:

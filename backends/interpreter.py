@@ -13,7 +13,17 @@ from prunec.backends.tensors import as_tensor
 from prunec.backends.torch_ops import compile_op, resolve
 from prunec.ir.graph import Graph, Op
 
-__all__ = ["SEED", "Env", "Flow", "Lifetimes", "Program", "draws", "execute"]
+__all__ = [
+    "SEED",
+    "Arrays",
+    "Env",
+    "Flow",
+    "Lifetimes",
+    "Program",
+    "Step",
+    "draws",
+    "execute",
+]
 
 SEED = 0
 """Of what a program draws at random: a smaller program is compared on the same draws."""

@@ -33,9 +33,10 @@ class TorchStream:
     """Implements `prunec.passes.profile.Stream`. Use as a context manager: spilled values are
     deleted at the end.
 
-    With `dense` the unpruned program flows beside the pruned one, for targets. `budget` is what
-    activations may take: half of it what waits, the rest for the batch that runs. Weights that are
-    replaced are kept in `replaced`.
+    With `dense` that program flows beside the pruned one with the same weights, for targets: it
+    has all operations that the pruned one has, under the same names. `budget` is what activations
+    may take: half of it what waits, the rest for the batch that runs. Weights that are replaced are
+    kept in `replaced`.
     """
 
     def __init__(
@@ -44,14 +45,15 @@ class TorchStream:
         weights: Weights,
         batches: Sequence[Mapping[str, Any]],
         budget: int = BUDGET,
-        dense: bool = False,
+        dense: Graph | None = None,
         replaced: MutableMapping[str, Array] | None = None,
     ) -> None:
         self.replaced: MutableMapping[str, Array] = {} if replaced is None else replaced
         self.graph = graph
-        pruned = Program(graph, Overlaid(weights, self.replaced))
-        self.flows = [Flow(pruned)] + ([Flow(Program(graph, weights))] if dense else [])
-        self.position = 0
+        self.flows = [Flow(Program(graph, Overlaid(weights, self.replaced)))]
+        if dense is not None:
+            self.flows.append(Flow(Program(dense, weights)))
+        self.positions = [0] * len(self.flows)
         self.store = Spill(TENSORS, budget // 2)
         self.count = len(batches)
         for i, batch in enumerate(batches):
@@ -77,10 +79,9 @@ class TorchStream:
 
         With `held` in `needs` every fifth batch is held apart, when there are five.
         """
-        producers = self.graph.producers
-        stops = [producers[consumer.op] for consumer in consumers]
-        first = min(stops)
-        assert first >= self.position, "the stream cannot flow back"
+        stops = [_stops(flow, consumers) for flow in self.flows]
+        firsts = [min(own) for own in stops]
+        assert firsts[0] >= self.positions[0], "the stream cannot flow back"
         apart = "held" in needs and self.count >= HELD_EVERY
         sums: list[dict[bool, Sample]] = [{} for _ in consumers]
         changes = [_Change(self.graph, c) if "influence" in needs else None for c in consumers]
@@ -88,25 +89,25 @@ class TorchStream:
             flow.parameters = {}
         for batch in range(self.count):
             envs = [self.store.take((batch, j)) for j in range(len(self.flows))]
-            for env, flow in zip(envs, self.flows, strict=True):
-                flow.run(env, self.position, first)
+            for j, flow in enumerate(self.flows):
+                flow.run(envs[j], self.positions[j], firsts[j])
             held = apart and batch % HELD_EVERY == HELD_EVERY - 1
             scratch = [dict(env) for env in envs]
-            at = first
-            for i in sorted(range(len(stops)), key=stops.__getitem__):
-                for env, flow in zip(scratch, self.flows, strict=True):
-                    flow.run(env, at, stops[i])
-                at = stops[i]
+            at = list(firsts)
+            for i in sorted(range(len(consumers)), key=stops[0].__getitem__):
+                for j, flow in enumerate(self.flows):
+                    flow.run(scratch[j], at[j], stops[j][i])
+                    at[j] = stops[j][i]
                 found = self._sample(consumers[i], scratch, needs, first=held not in sums[i])
                 known = sums[i].get(held)
                 sums[i][held] = found if known is None else known.grown(found)
                 if (change := changes[i]) is not None:
-                    change.look(self.flows[0], scratch[0], at)
+                    change.look(self.flows[0], scratch[0], at[0])
             del scratch
             for j, env in enumerate(envs):
                 kept = {k: v for k, v in env.items() if not k.startswith("@")}
                 self.store.put((batch, j), kept)
-        self.position = first
+        self.positions = firsts
         trim()
         influence = [change.mean() if change is not None else None for change in changes]
         parts = zip(sums, influence, consumers, strict=True)
@@ -123,13 +124,14 @@ class TorchStream:
 
     def _targets(self, consumer: Consumer, envs: Sequence[Env], x: torch.Tensor) -> Targets | None:
         """What the dense program gives there, and what the residual stream lacks before it."""
-        at = self.graph.producers[consumer.op]
+        dense = self.flows[1].program.graph
+        at = dense.producers[consumer.op]
         ahead = dict(envs[1])
         self.flows[1].run(ahead, at, at + 1)
         y = ahead[consumer.op].float()
-        other = joined(self.graph, consumer.op)
-        if other is not None and all(other in env for env in envs):
-            y = y + (envs[1][other].float() - envs[0][other].float()).reshape(y.shape)
+        own, other = (joined(graph, consumer.op) for graph in (self.graph, dense))
+        if own in envs[0] and other in envs[1]:
+            y = y + (envs[1][other].float() - envs[0][own].float()).reshape(y.shape)
         y = y.reshape(-1, y.shape[-1])
         if len(y) != len(x):  # not one output for each input: no plain matrix
             return None
@@ -141,6 +143,10 @@ class TorchStream:
 
     def replace(self, weights: Weights) -> None:
         self.replaced.update(weights)
+
+
+def _stops(flow: Flow, consumers: Sequence[Consumer]) -> list[int]:
+    return [flow.program.graph.producers[consumer.op] for consumer in consumers]
 
 
 class _Change:

@@ -7,21 +7,19 @@ values of one window, twice, and the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
 
-from prunec.backends.forward import Tail
+from prunec.backends.forward import Result, Tail
 from prunec.backends.interpreter import Env, Flow, Program
 from prunec.ir.graph import Graph
 from prunec.passes.regions import Region
 
 __all__ = ["Change", "Copied", "Masked", "Score", "Silenced", "Variant", "bypass", "run_variants"]
-
-Pieces = Iterator[Mapping[str, torch.Tensor]]
 
 
 class Change(Protocol):
@@ -83,10 +81,10 @@ class Variant:
 
 
 class Score(Protocol):
-    """Told the outputs of the program for each window (`name` None), then those of each variant,
-    some positions at a time. What it knows of a window already is not run again."""
+    """Told what the program gives for each window (`name` None), then what each variant does.
+    What it knows of a window already is not run again."""
 
-    def __call__(self, name: str | None, window: int, pieces: Pieces) -> None: ...
+    def __call__(self, name: str | None, window: int, result: Result) -> None: ...
 
     def knows(self, name: str, window: int) -> bool: ...
 
@@ -125,7 +123,7 @@ def run_variants(
             continue
         env = program.start(window)
         flow.run(env, 0, tail.start)
-        score(None, number, tail.pieces(env))
+        score(None, number, Result(tail, env))
         _continued(flow, tail, program.start(window), open_, number, score, step)
 
 
@@ -153,5 +151,5 @@ def _continued(
             for change in variant.changes:
                 change.apply(ahead, kept)
             flow.run(ahead, at, tail.start)
-            score(variant.name, window, tail.pieces(ahead))
+            score(variant.name, window, Result(tail, ahead))
             step()

@@ -97,6 +97,35 @@ def test_what_is_written_is_the_network_without_the_layers(
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize(("restore", "groups"), [("ls", "layer"), ("cross", "layer,neuron")])
+def test_what_follows_makes_up_for_what_went(
+    saved: Saved, tmp_path: Path, restore: str, groups: str
+) -> None:
+    """Layers after the one that went are refitted to what the dense model's stream was."""
+    given = {k: torch.from_numpy(v) for k, v in np.load(saved("llama").with_suffix(".npz")).items()}
+    dense = transformers.AutoModelForCausalLM.from_pretrained(saved("llama"))
+    plain = ("--target", "blocks=80%", "--groups", groups, "--depth", "angular")
+    errors, states = {}, {}
+    for how in (restore, "none"):
+        code, report = prune(saved("llama"), tmp_path / how, *plain, "--restore", how, "--verify")
+        assert code == 0, report
+        small = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / how / "hf")
+        with torch.no_grad():
+            found, wanted = (m(**given, use_cache=False).logits for m in (small, dense))
+        errors[how] = float((found - wanted).square().sum() / wanted.square().sum())
+        states[how] = small.state_dict()
+    assert errors[restore] < 0.9 * errors["none"]
+    if groups != "layer":
+        return
+    gone = int(report["removed"][0].split(".")[2].partition("/")[0])
+    changed = {
+        int(name.split(".")[2])
+        for name, value in states["none"].items()
+        if not torch.equal(value, states[restore][name])
+    }
+    assert changed == set(range(gone, 3))
+
+
 def test_layer_types_go_with_their_layers(saved: Saved, tmp_path: Path) -> None:
     """Local and global attention stay with the layers that have them."""
     _, report = prune(

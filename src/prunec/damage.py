@@ -8,16 +8,18 @@ the squared difference of its outputs over their squares.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from prunec.breakdown import DECODED, LOGITS, counted, writes_text
+from prunec.backends.forward import Result
+from prunec.breakdown import DECODED, counted, writes_text
 from prunec.calibrating import TOKENS
 from prunec.loading import Loaded
-from prunec.outputs import Outputs, SquaredError
+from prunec.logits import Logits, logits_of
+from prunec.outputs import SquaredError
 
 __all__ = ["Damage", "Found", "damage_of"]
 
@@ -45,10 +47,6 @@ class Found:
         return chosen if math.isfinite(chosen) else math.inf
 
 
-CACHED = 512 << 10
-"""Bytes of logits that are summed up at once: what stays in the cache of a core takes half of the
-time."""
-
 Sums = dict[tuple[str | None, int], tuple[float, float]]
 """By variant (None is the program itself) and window: negative log-likelihood and divergence, or
 the squares of the difference and of the dense outputs."""
@@ -66,11 +64,11 @@ class Damage:
         self.positions = sum(all_ for _, all_ in counts)
 
     @torch.no_grad()
-    def __call__(self, name: str | None, window: int, pieces: Iterator[Outputs]) -> None:
+    def __call__(self, name: str | None, window: int, result: Result) -> None:
         if name is None:
             self.dense = []
         add = self._text if self.text else self._any
-        self.sums[name, window] = add(name, window, pieces)
+        self.sums[name, window] = add(name, window, result)
 
     def knows(self, name: str, window: int) -> bool:
         return (name, window) in self.sums
@@ -83,29 +81,27 @@ class Damage:
             return Found(first / self.tokens, second / self.positions)
         return Found(error=first / second if second else math.nan)
 
-    def _text(
-        self, name: str | None, window: int, pieces: Iterator[Outputs]
-    ) -> tuple[float, float]:
+    def _text(self, name: str | None, window: int, result: Result) -> tuple[float, float]:
         inputs = self.windows[window]
         written = torch.from_numpy(_written(inputs))
         used = counted(inputs, written.numpy())
         at, loss, divergence = 0, 0.0, 0.0
-        for place, outputs in enumerate(pieces):
-            logits = outputs[LOGITS][0].float()
+        for place, logits in enumerate(logits_of(result)):
+            norm = logits.norm()
             if name is None:
-                self.dense.append(_Dense.of(logits))
-            norm, inner = _sums(logits, self.dense[place].likely)
-            divergence += self.dense[place].own + float((norm - inner).double().sum())
-            targets = written[at + 1 : at + 1 + len(logits)]
-            chosen = logits[: len(targets)].gather(-1, targets[:, None].long())[:, 0]
-            lost = (norm[: len(targets)] - chosen).double()
-            loss += float(lost[used[at + 1 : at + 1 + len(logits)]].sum())
-            at += len(logits)
+                self.dense.append(_Dense.of(logits, norm))
+            dense = self.dense[place]
+            # sum p (log p - log q) = sum p log p + log Z - sum p z
+            divergence += dense.own + float((norm - logits.mean(dense.weight)).double().sum())
+            targets = written[at + 1 : at + 1 + len(norm)].long()
+            lost = (norm[: len(targets)] - logits.at(targets)).double()
+            loss += float(lost[used[at + 1 : at + 1 + len(norm)]].sum())
+            at += len(norm)
         return loss, divergence
 
-    def _any(self, name: str | None, window: int, pieces: Iterator[Outputs]) -> tuple[float, float]:
+    def _any(self, name: str | None, window: int, result: Result) -> tuple[float, float]:
         error = SquaredError()
-        for place, outputs in enumerate(pieces):
+        for place, outputs in enumerate(result.pieces()):
             if name is None:
                 self.dense.append(dict(outputs))
             error.add(self.dense[place], outputs)
@@ -114,26 +110,15 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Dense:
-    """Distributions p at some positions, shape (positions, tokens), and the sum of p log p."""
+    """What stands for the dense distributions p at some positions, and the sum of p log p."""
 
-    likely: torch.Tensor
+    weight: torch.Tensor
     own: float
 
     @classmethod
-    def of(cls, logits: torch.Tensor) -> _Dense:
-        likely = logits.softmax(-1)
-        norm, inner = _sums(logits, likely)
-        return cls(likely, float((inner - norm).double().sum()))
-
-
-def _sums(logits: torch.Tensor, likely: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """By position log Z = log sum exp z, and sum p z: what sum p (log p - log q) lacks is
-    sum p log p."""
-    few = max(1, CACHED // (4 * logits.shape[-1]))
-    rows = list(zip(logits.split(few), likely.split(few), strict=True))
-    norms = [z.logsumexp(-1) for z, _ in rows]
-    inner = [torch.linalg.vecdot(p, z) for z, p in rows]
-    return torch.cat(norms), torch.cat(inner)
+    def of(cls, logits: Logits, norm: torch.Tensor) -> _Dense:
+        weight = logits.weigh(norm)
+        return cls(weight, float((logits.mean(weight) - norm).double().sum()))
 
 
 def damage_of(loaded: Loaded, windows: Windows) -> Damage:

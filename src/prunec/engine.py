@@ -31,9 +31,10 @@ class Engine(Protocol):
     bytes."""
 
     def stream(
-        self, loaded: Loaded, batches: Batches, budget: int
+        self, loaded: Loaded, batches: Batches, budget: int, *, targets: bool = False
     ) -> AbstractContextManager[Stream]:
-        """The batches on their way through the program; refitted weights are kept on disk."""
+        """The batches on their way through the program; refitted weights are kept on disk. With
+        `targets` they flow through the whole dense program too, where the engine can do that."""
 
     def slopes(
         self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]

@@ -161,7 +161,7 @@ def _losses(
             score = damage_of(loaded, windows)
             forward = Forward(loaded.without(gone).graph, loaded.weights, windows)
             for number in range(len(windows)):
-                score(None, number, forward.pieces(number))
+                score(None, number, forward.result(number))
             found.append(score.found(None).worth)
             advance(1)
     return found

@@ -133,6 +133,8 @@ class PruneOptions(RunOptions):
             chosen = {"allocate": "uniform"} | chosen
         if self.groups and self.groups == self.depth_roles:
             chosen = {"restore": "none", "allocate": "uniform"} | chosen
+            if chosen["restore"] == "ls":  # all inputs stay: only what was dense tells what lacks
+                chosen["restore"] = "cross"
         return replace(method, **chosen)
 
     @property

@@ -55,7 +55,7 @@ class OrtEngine:
         return OrtProgram(self.file.model, self.graph, self.file.nodes, self.file.tensors)
 
     def stream(
-        self, loaded: Loaded, batches: Batches, budget: int
+        self, loaded: Loaded, batches: Batches, budget: int, *, targets: bool = False
     ) -> AbstractContextManager[Stream]:
         return OrtStream(self.program, loaded.weights, batches, budget, replaced=Scratch())
 

@@ -23,6 +23,7 @@ from prunec.output import Formats
 from prunec.page import render_page
 from prunec.passes.allocators import ALLOCATORS, Allocator, Budget, Evidence
 from prunec.passes.compress import Compressed, compress, sites
+from prunec.passes.coupling import Group
 from prunec.passes.criteria import CRITERIA, Random
 from prunec.passes.criteria.gradient import gradient_places
 from prunec.passes.dce import dce
@@ -288,16 +289,20 @@ class _Run(Run[PruneOptions]):
             self._look_at_slopes(choice)
         scored = self._expert_scores(choice, counts) if chosen is None else {}
         restorer = RESTORERS[self.options.restore] if calibrated is not None else None
-        total = len(sites(self.loaded.coupling, choice.groups))
+        wants = restorer.needs if restorer is not None else frozenset()
+        groups = choice.groups
+        if not groups and restorer is not None and restorer.compensates:
+            groups = self._followers()
+        total = len(sites(self.loaded.coupling, groups))
         with (
             self.timed("prune"),
             self.progress.step("Pruning", total) as advance,
-            self.stream() as stream,
+            self.stream(targets="targets" in wants) as stream,
         ):
             compressed = compress(
                 self.loaded.coupling,
-                choice.groups,
-                counts,
+                groups,
+                {group.name: group.size for group in groups} | dict(counts),
                 self.criterion,
                 self._scored_weights(stream),
                 stream,
@@ -324,6 +329,16 @@ class _Run(Run[PruneOptions]):
             with self.timed("race"):
                 self.loaded.clock.race(pruned.rewritten, pruned.weights)
         return pruned
+
+    def _followers(self) -> tuple[Group, ...]:
+        """Groups whose consumers come after a region that went: these can make up for it."""
+        gone, producers = self.loaded.removed, self.loaded.whole.graph.producers
+        first = min((producers[region.exit] for region in gone), default=len(producers))
+        return tuple(
+            group
+            for group in choose_groups(self.loaded, replace(self.options, groups=())).groups
+            if any(producers[consumer.op] > first for consumer in group.consumers)
+        )
 
     def _expert_scores(self, choice: Choice, counts: Mapping[str, int]) -> dict[str, Scores]:
         """Experts are judged by the routes of the dense model, where there are data for it."""

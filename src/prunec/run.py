@@ -129,13 +129,15 @@ class Run(Generic[Options]):
         return self.options.activation_budget << 20
 
     @contextmanager
-    def stream(self) -> Iterator[Stream | None]:
-        """The calibration data at the start of the program, or None when there are none."""
+    def stream(self, *, targets: bool = False) -> Iterator[Stream | None]:
+        """The calibration data at the start of the program, or None when there are none; with
+        `targets` in the dense program too."""
         if self.calibrated is None:
             yield None
             return
         batches = self.calibrated.batches
-        with self.loaded.engine.stream(self.loaded, batches, self.calibrated.budget) as stream:
+        engine, budget = self.loaded.engine, self.calibrated.budget
+        with engine.stream(self.loaded, batches, budget, targets=targets) as stream:
             yield stream
 
     def warn(self, found: tuple[Diagnostic, ...]) -> None:

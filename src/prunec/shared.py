@@ -51,12 +51,14 @@ class SharedEngine:
         self.engine = engine
 
     @contextmanager
-    def stream(self, loaded: Loaded, batches: Batches, budget: int) -> Iterator[Stream]:
+    def stream(
+        self, loaded: Loaded, batches: Batches, budget: int, *, targets: bool = False
+    ) -> Iterator[Stream]:
         """As the engine's; all of it everywhere where there are too few batches to share."""
         join()
         agree_on("calibration data", (array for batch in batches for array in batch.values()))
         own = own_part(batches, rank(), world_size())
-        with self.engine.stream(loaded, own or batches, budget) as stream:
+        with self.engine.stream(loaded, own or batches, budget, targets=targets) as stream:
             yield SharedStream(stream) if own else stream
 
     def slopes(

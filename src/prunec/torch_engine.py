@@ -43,9 +43,10 @@ class TorchEngine:
     """Implements `prunec.engine.Engine`."""
 
     def stream(
-        self, loaded: Loaded, batches: Batches, budget: int
+        self, loaded: Loaded, batches: Batches, budget: int, *, targets: bool = False
     ) -> AbstractContextManager[Stream]:
-        return TorchStream(loaded.graph, loaded.weights, batches, budget, replaced=Scratch())
+        dense = loaded.whole.graph if targets else None
+        return TorchStream(loaded.graph, loaded.weights, batches, budget, dense, Scratch())
 
     def slopes(
         self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
