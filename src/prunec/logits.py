@@ -57,7 +57,7 @@ class Held:
     logits: Tensor
 
     def norm(self) -> Tensor:
-        return torch.cat([z.logsumexp(-1) for z in self.logits.split(self._few)])
+        return torch.cat([z.logsumexp(-1) for z in torch.split(self.logits, self._few)])
 
     def at(self, tokens: Tensor) -> Tensor:
         return self.logits[: len(tokens)].gather(-1, tokens[:, None])[:, 0]
@@ -66,7 +66,7 @@ class Held:
         return (self.logits - norm[:, None]).exp()
 
     def mean(self, weight: Tensor) -> Tensor:
-        rows = zip(weight.split(self._few), self.logits.split(self._few), strict=True)
+        rows = zip(*(torch.split(x, self._few) for x in (weight, self.logits)), strict=True)
         return torch.cat([torch.linalg.vecdot(p, z) for p, z in rows])
 
     @property
@@ -86,7 +86,9 @@ class Multiplied:
 
     def at(self, tokens: Tensor) -> Tensor:
         factors = self.factors
-        found = torch.linalg.vecdot(self._states[: len(tokens)], factors.weight[tokens].float())
+        found: Tensor = torch.linalg.vecdot(
+            self._states[: len(tokens)], factors.weight[tokens].float()
+        )
         return found if factors.bias is None else found + factors.bias[tokens].float()
 
     def weigh(self, norm: Tensor) -> Tensor:
@@ -101,7 +103,8 @@ class Multiplied:
         return found
 
     def mean(self, weight: Tensor) -> Tensor:
-        return torch.linalg.vecdot(self._states, weight[:, :-1]) + weight[:, -1]
+        inner: Tensor = torch.linalg.vecdot(self._states, weight[:, :-1])
+        return inner + weight[:, -1]
 
     @property
     def _states(self) -> Tensor:
