@@ -77,7 +77,8 @@ def trace(
         sizes = _prime_sizes(dynamic, static)
         imported = _imported(module, _resized(example, dynamic, sizes), dynamic, sizes, name)
         met = imported.static_sizes
-        if not any(_divides(prime, met) for prime in sizes.values()):
+        vary = [sizes[name] for name in imported.graph.symbols if name in sizes]
+        if not any(_divides(prime, met) for prime in vary):  # those that were fixed stay so
             break
         static |= met
     return Traced(imported.graph, module, imported.constants, imported.warnings)

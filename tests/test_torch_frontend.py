@@ -355,6 +355,20 @@ def test_caches_are_no_outputs() -> None:
     assert [name for name, _ in found.graph.outputs] == ["logits"]
 
 
+def test_fixed_dimension_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size stands in the graph, which no other example size would change."""
+    runs = []
+    export = torch.export.export
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        runs.append(args)
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    assert traced(lambda x: [x[i] for i in range(x.shape[0])], 5).warnings
+    assert len(runs) == 1
+
+
 def test_dimensions_of_one_name_are_one_symbol() -> None:
     graph = zoo.model("llama").traced.graph
     assert {value.type.shape for value in graph.inputs} == {("batch", "sequence")}
