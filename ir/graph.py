@@ -117,12 +117,16 @@ class Op:
                 found.append(arg.name)
             elif isinstance(arg, tuple):
                 found += references(arg)
-        for _, arg in self.kwargs:
-            found += references(arg)
+        if self.kwargs:
+            for _, arg in self.kwargs:
+                found += references(arg)
         return found
 
     def kwarg(self, name: str, default: Arg = None) -> Arg:
-        return dict(self.kwargs).get(name, default)
+        for key, value in self.kwargs:
+            if key == name:
+                return value
+        return default
 
 
 def references(arg: Arg) -> Iterator[str]:

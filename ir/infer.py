@@ -81,15 +81,17 @@ class Typing:
 
     def fresh(self, shape: Sequence[Dim], reason: str = "") -> Dims:
         """New axes for a shape; run-time sizes are pinned, and so is all with a `reason`."""
-        found = []
-        for dim, size in zip(shape, self.shape(tuple(shape)), strict=True):
-            axis = self.axes.atom(size)
+        axes = self.axes
+        sizes = self.shape(tuple(shape))
+        found = [axes.atom(size) for size in sizes]
+        if tuple(sizes) == shape and not reason:  # as of nearly all parameters
+            return found
+        for dim, axis in zip(shape, found, strict=True):
             if isinstance(dim, str):
-                self.axes.mark(axis, "runtime", "")
-                self.axes.pin(axis, "its size is known at run time only")
+                axes.mark(axis, "runtime", "")
+                axes.pin(axis, "its size is known at run time only")
             if reason:
-                self.axes.pin(axis, reason)
-            found.append(axis)
+                axes.pin(axis, reason)
         return found
 
     def shape(self, shape: tuple[Dim, ...]) -> list[int]:
@@ -278,12 +280,12 @@ class Typing:
         batch: list[Labelled] = []
         free: list[Labelled] = []
         for label, axis in match.labels.items():
-            places = tuple(match.places[label])
-            holders = {operand for operand, _ in places}
+            places = match.places[label]
+            several = len(places) > 1 and places[0][0] != places[-1][0]  # in order of operands
             if label in results:
-                (batch if len(holders) > 1 else free).append((axis, places))
-            elif len(holders) > 1:
-                contracted.append((axis, places))
+                (batch if several else free).append((axis, tuple(places)))
+            elif several:
+                contracted.append((axis, tuple(places)))
         if contracted:
             batch += [(axis, places) for axis, places in match.shared]
             self.contractions.append(

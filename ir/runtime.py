@@ -110,7 +110,11 @@ class RuntimeSizes:
 
     def argument(self, t: Typing, arg: Ref, axis: AxisId) -> None:
         """An operation is told by `arg` that `axis` has that size."""
-        self.says(t, Size(tuple(self.factors.get(arg.name, ())), 0), axis)
+        match self.factors.get(arg.name, []):
+            case [int() as known] if t.axes.find(known) == t.axes.find(axis):
+                return  # the most frequent case
+            case factors:
+                self.says(t, Size(tuple(factors), 0), axis)
 
     def says(self, t: Typing, size: Size, axis: AxisId) -> None:
         """An operation is told that `axis` has that size."""

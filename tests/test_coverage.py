@@ -150,7 +150,8 @@ def test_forty() -> None:
 def test_pages(tmp_path: Path) -> None:
     """What was found stands in the pages, also what could not be tried."""
     good = {
-        "model": "one", "task": "causal_lm", "status": "traced", "nodes": 100, "silent": [],
+        "model": "one", "task": "causal_lm", "status": "traced", "silent": [],
+        "nodes": 100, "operations": 80,
         "trace_seconds": 1.0, "type_seconds": 0.001, "reachable": 0.9,
         "roles": {"neuron": {"groups": 2, "pinned": 0, "difference": 0.0},
                   "hidden": {"groups": 1, "pinned": 0, "difference": 0.1}},
@@ -160,7 +161,8 @@ def test_pages(tmp_path: Path) -> None:
     }  # fmt: skip
     pin = {"size": 4, "places": ["w[0]"], "reason": "a|b", "where": "%x"}
     pinned = {"groups": 0, "pinned": 1, "pins": [pin]}
-    other = {"model": "two", "task": "causal_lm", "status": "traced", "nodes": 200, "silent": [],
+    other = {"model": "two", "task": "causal_lm", "status": "traced", "silent": [],
+             "nodes": 200, "operations": 160,
              "trace_seconds": 1.0, "type_seconds": 0.002, "reachable": 0.9,
              "roles": {"neuron": pinned}}  # fmt: skip
     lost = {"model": "three", "status": "not built", "reason": "no `timm`"}

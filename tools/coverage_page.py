@@ -121,11 +121,13 @@ def _typing(traced: Sequence[Row]) -> Row:
     if len(timed) < 2:
         return {}
     nodes = np.array([row["nodes"] for row in timed], dtype=float)
+    operations = np.array([row["operations"] for row in timed], dtype=float)
     times = np.array([row["type_seconds"] for row in timed]) * 1000
     slope, start = np.polyfit(nodes, times, 1)
     power, _ = np.polyfit(np.log(nodes), np.log(times), 1)
     return {
         "milliseconds_per_1000_nodes": round(float(np.median(times / nodes)) * 1000, 2),
+        "milliseconds_per_1000_operations": round(float(np.median(times / operations)) * 1000, 2),
         "fit_slope": round(float(slope) * 1000, 2),
         "fit_start": round(float(start), 3),
         "fit_r2": round(float(np.corrcoef(nodes, times)[0, 1]) ** 2, 3),
@@ -213,9 +215,10 @@ def _introduction(found: Row) -> Iterator[str]:
     if "fit_exponent" in found:
         yield (
             f"| typing, median of {found['timed']} | {found['milliseconds_per_1000_nodes']} ms per "
-            f"1,000 nodes; the line of least squares is {found['fit_start']} ms + "
-            f"{found['fit_slope']} ms per 1,000 nodes (R² {found['fit_r2']}), the power of nodes "
-            f"{found['fit_exponent']} |"
+            f"1,000 nodes (operations, parameters, inputs and the output, as fx counts them; "
+            f"{found['milliseconds_per_1000_operations']} ms per 1,000 operations); the line of "
+            f"least squares is {found['fit_start']} ms + {found['fit_slope']} ms per 1,000 nodes "
+            f"(R² {found['fit_r2']}), the power of nodes {found['fit_exponent']} |"
         )
     if rival := found["rival"]:
         roles = ", ".join(f"{count} {outcome}" for outcome, count in sorted(rival["roles"].items()))
@@ -328,7 +331,7 @@ def _plot(rows: Sequence[Row], found: Row, path: Path) -> None:
         label = f"{start} ms + {slope} ms per 1,000 (R² {found['fit_r2']})"
         axes.plot(ends, start + ends * slope / 1000, "--", label=label)
         axes.legend()
-    axes.set_xlabel("operations in the traced program")
+    axes.set_xlabel("nodes of the traced program")
     axes.set_ylabel("typing time in ms")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

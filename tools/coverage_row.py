@@ -33,6 +33,7 @@ from prunec.frontends.torch_import import path_name
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import PrunecError
 from prunec.ir.dialects.aten import ATEN
+from prunec.ir.graph import Graph
 from prunec.ir.infer import infer
 from prunec.loading import SlicedWeights
 from prunec.passes.couple import couple
@@ -105,7 +106,8 @@ def examine(found: Specimen) -> Row:
     row: Row = {"status": "traced", "trace_seconds": round(time.process_time() - start, 3)}
     row["type_seconds"] = _seconds(lambda: infer(traced.graph, ATEN))
     coupling = couple(traced.graph, ATEN)
-    row["nodes"] = len(traced.graph.ops)
+    row["nodes"] = _nodes(traced.graph)
+    row["operations"] = len(traced.graph.ops)
     row["static"] = found.resize is None
     row["without_rule"] = dict(coupling.without_rule)
     row |= _shares(coupling)
@@ -116,6 +118,11 @@ def examine(found: Specimen) -> Row:
     row["program"] = _program(found, coupling, weights, feeds)
     row |= _roles(coupling, weights, feeds)
     return row
+
+
+def _nodes(graph: Graph) -> int:
+    """Nodes as fx counts them: operations, what they read from outside, and the output."""
+    return len(graph.ops) + len(graph.parameters) + len(graph.inputs) + 1
 
 
 def _seconds(work: Callable[[], object]) -> float:

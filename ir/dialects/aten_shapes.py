@@ -53,9 +53,11 @@ def _laid_out(t: Typing, x: Dims, sizes: list[int]) -> Dims:
     """Dimensions of these sizes whose product is that of `x`. What both have in the same places
     at the beginning or the end is the same; only what lies between is taken apart."""
     own, most = t.axes.sizes(x), min(len(x), len(sizes))
-    first = next((i for i in range(most) if own[i] != sizes[i]), most)
-    rest = range(1, most - first + 1)
-    last = next((i for i in rest if own[-i] != sizes[-i]), most - first + 1) - 1
+    first = last = 0
+    while first < most and own[first] == sizes[first]:
+        first += 1
+    while last < most - first and own[-1 - last] == sizes[-1 - last]:
+        last += 1
     middle = t.fresh(sizes[first : len(sizes) - last])
     t.axes.unify(t.axes.product(x[first : len(x) - last]), t.axes.product(middle))
     return [*x[:first], *middle, *x[len(x) - last :]]
