@@ -6,9 +6,10 @@
 The files are the exports of MiniLM-L6 and SmolLM2 (tools/exporters.py) and those inside of PyPI's
 packages (see onnx_files.py). onnxsim is installed into an environment of its own; its passes for
 attention heads and for channels and neurons run one after the other with `--share` of each to be
-removed. prunec then prunes the same file by magnitude to as many parameters as onnxsim left; where
-that is all, or its file does not load or run, to what the same share of neurons, channels and heads
-leaves. Calibration, refitting and verification are left out: this compares what is found.
+removed. prunec then prunes the same file by magnitude to as many parameters as onnxsim left, and
+the same roles (`neuron`, `channel` ...); where that is all, or its file does not load or run, all
+roles to what the same share of them leaves. Calibration, refitting and verification are left out:
+this compares what is found.
 
 `cosine` is that of all outputs together with those of the dense file, the mean over seeded inputs
 of two sizes and three seeds. Promised: prunec's file is valid, and its cosine at least that of
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from common import ROOT, Document, Figure, cache, figures, main, model, parser, prunec, say
 from common import run as measured
 from onnx_files import PACKAGES, wheel_files
@@ -39,6 +41,7 @@ from prunec.runners import Runner, open_onnx
 RIVAL = "onnxsim==0.8.1"
 MODELS, WAYS = ("minilm", "smollm2"), ("dynamo", "legacy")
 SEEDS = 3
+PRUNED = ("neuron", "channel", "query_head", "kv_head", "head_dim")
 
 SCRIPT = """
 import sys, onnx
@@ -114,18 +117,38 @@ def _row(file: Path, python: Path, share: float, out: Path) -> Document:
         else:
             theirs = dense.beside(pruned)
         left = dense.params - theirs["removed"] if theirs["valid"] else dense.params
-        ours = _ours(file, dense, left, share, out)
+        roles = _roles(file, pruned) if theirs["valid"] else []
+        ours = _ours(file, dense, left, share, roles, out)
     finally:
         shutil.rmtree(out)
     return {"params": dense.params, "prunec": ours, "onnxsim": theirs}
 
 
-def _ours(file: Path, dense: Dense, left: int, share: float, out: Path) -> Document:
+def _roles(dense: Path, pruned: Path) -> list[str]:
+    """What prunec calls the groups whose weights have lost something in the other file."""
+    before, after = _shapes(dense), _shapes(pruned)
+    smaller = {name for name, shape in before.items() if after.get(name, shape) != shape}
+    told = measured(prunec("inspect", dense, "--json")).expect(0).json()
+    found = (g["role"] for g in told["groups"] if smaller & {name for name, _ in g["places"]})
+    return sorted({role for role in found if role in PRUNED})
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    graph = onnx.load(file, load_external_data=False).graph
+    stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    constants = [node for node in graph.node if node.op_type == "Constant"]
+    return stored | {n.output[0]: tuple(a.t.dims) for n in constants for a in n.attribute}
+
+
+def _ours(
+    file: Path, dense: Dense, left: int, share: float, roles: Sequence[str], out: Path
+) -> Document:
     """To as many parameters; the target counts more than floats in initializers, so by share."""
     percent = 100 * left / dense.params if left < dense.params else 100 * (1 - share / 2)
+    groups = ("--groups", ",".join(roles)) if roles else ()
     finished = measured(
         prunec("prune", file, "-o", out / "ours", "--target", f"params={percent:.2f}%", "--method",
-               "magnitude", "--calibration", "none", "--json")
+               "magnitude", "--calibration", "none", "--json", *groups)
     )  # fmt: skip
     if finished.exit_code not in (0, 3) or not (out / "ours").exists():
         told = _last(finished.stderr, "error[")
