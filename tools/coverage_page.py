@@ -80,6 +80,7 @@ def summary(rows: Sequence[Row]) -> Row:
         "with_hidden": len(hidden),
         "hidden": sum(_is(row, ("hidden",), "ok") for row in hidden),
         "failing": sum(any(mark(r) == "FAIL" for r in row["roles"].values()) for row in traced),
+        "other_programs": sum(_differs(row) is not None for row in traced),
         "together": [
             sum(mark(_all(row)) == "ok" for row in traced),
             sum("together" in row for row in traced),
@@ -95,6 +96,15 @@ def summary(rows: Sequence[Row]) -> Row:
         "reachable": statistics.median(row["reachable"] for row in traced) if traced else None,
         **_typing(traced),
     }
+
+
+def _differs(row: Row) -> str | None:
+    """How far the traced program is from the model itself, where that is more than rounding."""
+    found = row.get("program", {})
+    if "reason" in found:
+        return str(found["reason"])
+    far = found.get("difference", 0.0)
+    return f"{far:.2g} of the largest output" if far > FORMATS["onnx"] else None
 
 
 def _all(row: Row) -> Row | None:
@@ -150,6 +160,10 @@ def _page(rows: Sequence[Row], found: Row) -> Iterator[str]:
     yield from _pins(traced)
     yield from _reasons("Not equal to masking", list(_failing(traced)))
     yield from _reasons("Formats that do not agree", list(_formats(traced)))
+    yield from _reasons(
+        "Programs unlike the model that is not traced",
+        [(row["model"], found, "") for row in traced if (found := _differs(row)) is not None],
+    )
     yield from _reasons("What Torch-Pruning could not prune", list(_beaten(traced)))
     for status, title in (
         ("not traced", "Not traced"),
@@ -205,6 +219,7 @@ def _introduction(found: Row) -> Iterator[str]:
         f"{found['with_hidden']} that have one ({found['hidden'] / hidden:.1%}) |"
     )
     yield f"| some role not equal to masking | {found['failing']} |"
+    yield f"| traced program unlike the model that is not traced | {found['other_programs']} |"
     told = {"all roles at once equal to masking": found["together"]}
     told |= {f"{name} agrees with the executor": pair for name, pair in found["formats"].items()}
     for what, (good, tried) in told.items():
