@@ -162,7 +162,7 @@ def _page(rows: Sequence[Row], found: Row) -> Iterator[str]:
     yield from _reasons("Formats that do not agree", list(_formats(traced)))
     yield from _reasons(
         "Programs unlike the model that is not traced",
-        [(row["model"], found, "") for row in traced if (found := _differs(row)) is not None],
+        [(row["model"], far, "") for row in traced if (far := _differs(row)) is not None],
     )
     yield from _reasons("What Torch-Pruning could not prune", list(_beaten(traced)))
     for status, title in (
