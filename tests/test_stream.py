@@ -128,7 +128,7 @@ def test_targets_are_the_outputs_of_the_dense_program() -> None:
     first, second = consumers()
     weights = program().weights
     changed = weights | {"w2": weights["w2"] * 0.5}
-    with TorchStream(program().graph, weights, batches(), dense=True) as stream:
+    with TorchStream(program().graph, weights, batches(), dense=program().graph) as stream:
         stream.observe([first])
         stream.replace({"w2": changed["w2"]})
         (found,) = stream.observe([second], frozenset({"gram", "targets"}))
@@ -164,7 +164,7 @@ def test_targets_hold_what_the_residual_stream_lacks() -> None:
     dense, drifted = block(weights, rows, 0), block(lost, rows, 0)
     wanted = block(weights, dense, 4) - drifted
     batch = {name: np.asarray(v) for name, v in built.inputs(2, 5).items()}
-    with TorchStream(built.graph, weights, [batch], dense=True) as stream:
+    with TorchStream(built.graph, weights, [batch], dense=built.graph) as stream:
         stream.observe([first])
         stream.replace({"w2": lost["w2"]})
         (found,) = stream.observe([second], frozenset({"targets"}))
