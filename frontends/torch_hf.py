@@ -185,7 +185,8 @@ _SETTINGS = {
 @contextmanager
 def _plain_outputs(model: nn.Module) -> Iterator[None]:
     """Within the block all configurations say the same, also the copies that submodules hold."""
-    held = [c for m in model.modules() if hasattr(m, "config") for c in _configs(m.config)]
+    configs = [getattr(m, "config", None) for m in model.modules()]
+    held = [c for outer in configs if hasattr(outer, "to_dict") for c in _configs(outer)]
     saved = [
         (c, field, vars(c)[field])
         for c in {id(c): c for c in held}.values()

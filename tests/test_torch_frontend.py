@@ -348,6 +348,8 @@ def test_caches_are_no_outputs() -> None:
         past: DynamicCache | None = None
 
     class Caching(nn.Linear):
+        config = (4, 3)  # a layer may call something else so
+
         def forward(self, x: Tensor) -> Output:
             return Output(logits=super().forward(x), past=DynamicCache())
 
