@@ -278,15 +278,19 @@ def slices(draw: st.DrawFn) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     return array, keep
 
 
+def taken(array: np.ndarray, keep: dict[int, np.ndarray]) -> np.ndarray:
+    for d, indices in keep.items():
+        array = array.take(indices, axis=d)
+    return array
+
+
 @settings(max_examples=300, deadline=None)
 @given(slices(), st.sampled_from([8, 64, 4096]))
 def test_chunks_are_the_slice(
     given_slice: tuple[np.ndarray, dict[int, np.ndarray]], size: int
 ) -> None:
     array, keep = given_slice
-    expected = array
-    for d, indices in keep.items():
-        expected = expected.take(indices, axis=d)
+    expected = taken(array, keep)
     gather = Gather(size)
     for _ in range(2):  # buffers are reused
         chunks = [chunk.copy() for chunk in gather.chunks(array, keep)]
@@ -300,9 +304,7 @@ def test_a_chunk_lasts_while_the_next_is_gathered(
     given_slice: tuple[np.ndarray, dict[int, np.ndarray]], size: int
 ) -> None:
     array, keep = given_slice
-    expected = array
-    for d, indices in keep.items():
-        expected = expected.take(indices, axis=d)
+    expected = taken(array, keep)
     held = io.BytesIO()
     write_behind(held, Gather(size).chunks(array, keep))
     assert held.getvalue() == expected.tobytes()
