@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SHARED = {
-    "common", "quality_page", "quality_plot", "quality_rows", "random_llama", "runtimes",
-    "rival_home", "torch_pruning_llama", "torch_pruning_rows",
+    "common", "compose_page", "quality_page", "quality_plot", "quality_rows", "random_llama",
+    "runtimes", "rival_home", "torch_pruning_llama", "torch_pruning_rows",
 }  # fmt: skip
 COMMANDS = sorted(p for p in BENCHMARKS.glob("*.py") if p.stem not in SHARED)
 

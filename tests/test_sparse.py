@@ -11,6 +11,7 @@ import pytest
 import torch
 import zoo
 from handmade import Builder, Built
+from sparse_papers import gone, sparsegpt, wanda
 
 from prunec.backends.torch_stream import TorchStream
 from prunec.ir.diagnostics import PrunecError
@@ -18,7 +19,7 @@ from prunec.ir.dialects.aten import ATEN
 from prunec.passes.cost import Cost
 from prunec.passes.couple import couple
 from prunec.passes.profile import Moments
-from prunec.passes.sparse import Layer, NofM, Pattern, Share, check_fits, layers, parse_pattern
+from prunec.passes.sparse import Layer, NofM, Share, check_fits, layers, parse_pattern
 from prunec.passes.sparse import sparsify as run_pass
 from prunec.passes.sparse.layers import block_of
 from prunec.passes.sparse.patterns import smallest, violations
@@ -28,50 +29,6 @@ from prunec.passes.sparse.ratios import one_threshold, outlier_shares, owl, unif
 PATTERNS = {"50%": Share(0.5), "40%": Share(0.4), "2:4": NofM(2, 4), "4:8": NofM(4, 8)}
 TOLERANCE = 1e-8
 """Relative: both sides compute in float64, in another order."""
-
-
-def gone(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
-    """What goes of each row (rows, n): the first of a stable sort, of the row or of its groups."""
-    rows = (
-        [scores]
-        if isinstance(pattern, Share)
-        else np.split(scores, scores.shape[1] // pattern.of, 1)
-    )
-    masks = []
-    for part in rows:
-        count = int(part.shape[1] * pattern.zeros)
-        mask = np.zeros(part.shape, dtype=bool)
-        for i, row in enumerate(part):
-            mask[i, np.argsort(row, kind="stable")[:count]] = True
-        masks.append(mask)
-    return np.concatenate(masks, 1)
-
-
-def wanda(w: np.ndarray, x: np.ndarray, pattern: Pattern) -> np.ndarray:
-    """Section 3 of the paper: |W_ij| ||X_j||, rows apart."""
-    scores = np.abs(w) * np.sqrt((x**2).sum(0))
-    return np.where(gone(scores, pattern), 0, w)
-
-
-def sparsegpt(w: np.ndarray, x: np.ndarray, pattern: Pattern, block: int) -> np.ndarray:
-    """Algorithm 1 of the paper, without its lazy updates: every column changes all to its right."""
-    w = w.copy()
-    hessian = x.T @ x
-    hessian += 0.01 * np.mean(np.diag(hessian)) * np.eye(len(hessian))
-    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
-    mask = np.zeros(w.shape, dtype=bool)
-    for j in range(w.shape[1]):
-        width = pattern.of if isinstance(pattern, NofM) else block
-        if j % width == 0:
-            own = slice(j, min(j + width, w.shape[1]))
-            cost = (w[:, own] / np.diag(upper)[own]) ** 2
-            if isinstance(pattern, NofM):
-                mask[:, own] = gone(cost, pattern)
-            else:
-                mask[:, own] = gone(cost.reshape(1, -1), pattern).reshape(cost.shape)
-        error = np.where(mask[:, j], w[:, j], 0) / upper[j, j]
-        w[:, j:] -= np.outer(error, upper[j, j:])
-    return np.where(mask, 0, w)
 
 
 def data(m: int = 24, n: int = 64, tokens: int = 200) -> tuple[np.ndarray, np.ndarray]:

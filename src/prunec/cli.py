@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec import __version__
-from prunec.cli_compress import quantize, sparsify
+from prunec.cli_compress import factorize, quantize, sparsify
 from prunec.command import FILE, JSON, MODEL, TRUST, Grouped, listed, option
 from prunec.command_road import run as run_road
 from prunec.command_sensitivity import sensitivity
@@ -391,6 +391,7 @@ def bench(as_json: bool, **given: Any) -> None:
 
 
 cli.add_command(sparsify)
+cli.add_command(factorize)
 cli.add_command(quantize)
 cli.add_command(sensitivity)
 cli.add_command(run_road)

@@ -1,4 +1,4 @@
-"""Commands that compress without changing shapes."""
+"""Commands that compress in other ways than by removing indices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from prunec.command import FILE, JSON, TRUST, Grouped, listed, option
 from prunec.run_command import CALIBRATION, FORMAT, HOW, OUT, WHAT, WRITE, WRITING, typed
 
-__all__ = ["quantize", "sparsify"]
+__all__ = ["factorize", "quantize", "sparsify"]
 
 
 @click.command(
@@ -85,6 +85,70 @@ def sparsify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         console.document(report.to_json())
     else:
         show_sparsify(report, console)
+    ctx.exit(int(report.exit_code))
+
+
+@click.command(
+    cls=Grouped,
+    short_help="Write matrices as products of two of low rank.",
+    epilog="""
+    prunec factorize ./smollm2 -o small --target params=80% --calibration train.txt
+    prunec factorize ./smollm2 -o small --target blocks=60% --ranks energy --round-to 16
+    prunec factorize ./minilm -o small --target params=80% --method svd --format onnx,torchscript
+    """,
+)
+@click.argument("model", required=False)
+@OUT
+@option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="METRIC=VALUE",
+    heading=WHAT,
+    help="What is to remain: params=80%, or blocks=60% (without embeddings and head).",
+)
+@option(
+    "--ranks",
+    metavar="NAME",
+    heading=WHAT,
+    help="How much of each layer: uniform (default), the same share of each; energy, ranks that "
+    "carry the most for what they take.",
+)
+@option("--round-to", type=int, metavar="N", heading=WHAT, help="Keep multiples of N ranks. [1]")
+@option(
+    "--method",
+    metavar="NAME",
+    heading=HOW,
+    help="svd-llm (default): the best for the inputs of a layer; svd: for its weights alone.",
+)
+@CALIBRATION
+@FORMAT
+@option("--verify", is_flag=True, help="Run every format and compare.")
+@WRITING
+@click.pass_context
+def factorize(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
+    """Write linear layers and 1x1 convolutions of MODEL as two of low rank, into the folder OUT.
+
+    A matrix of m x n numbers becomes one of m x k and one of k x n; it stays whole where these are
+    not smaller. The axis between them is a group of role rank, whose indices are kept in the order
+    of the singular values. OUT holds the formats (ONNX unless others are named), recipe.yaml,
+    report.json and a model card; a Hugging Face class has no place for two factors.
+    """
+    from prunec.console import Console
+
+    console = Console(as_json=as_json)
+    with console.working():
+        from prunec.factorize_report import show_factorize
+        from prunec.request import factorize_options
+
+        options = factorize_options(typed(ctx, given), as_json=as_json)
+        from prunec.factorizing import factorize_model as run
+
+        report = run(options, console)
+    if as_json:
+        console.document(report.to_json())
+    else:
+        show_factorize(report, console)
     ctx.exit(int(report.exit_code))
 
 

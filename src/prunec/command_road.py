@@ -45,9 +45,9 @@ def run(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         - quantize: {quantize: int8}
         - eval: {data: test.txt}
 
-    Stages are prune, recover, sparsify, quantize and eval. recover learns from the model, and eval
-    compares with it, unless `teacher` or `against` names another. Paths are those of the folder
-    where the command runs. MODEL takes the place of the recipe's.
+    Stages are prune, recover, sparsify, factorize, quantize and eval. recover learns from the
+    model, and eval compares with it, unless `teacher` or `against` names another. Paths are those
+    of the folder where the command runs. MODEL takes the place of the recipe's.
 
     Everything is checked before the first stage starts. Each stage writes a folder of its own,
     OUT/1-prune and so on, which appears when it is whole. When a stage fails or is interrupted,

@@ -62,6 +62,13 @@ VERBS: Mapping[str, Mapping[str, type]] = {
         "leave": list,
         **COMMON,
     },
+    "factorize": {
+        "targets": list,
+        "method": str,
+        "ranks": str,
+        "round_to": int,
+        **COMMON,
+    },
     "quantize": {"quantize": str, "activations": str, "block": int, **COMMON},
     "recover": {
         "teacher": str,

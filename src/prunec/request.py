@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prunec.factorize_options import FactorizeOptions
 from prunec.frontends.mixture import parse_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.options import PruneOptions
@@ -17,7 +18,13 @@ from prunec.run_options import RunOptions
 from prunec.sparsify_options import SparsifyOptions
 from prunec.target import parse_targets
 
-__all__ = ["prune_options", "quantize_options", "sources", "sparsify_options"]
+__all__ = [
+    "factorize_options",
+    "prune_options",
+    "quantize_options",
+    "sources",
+    "sparsify_options",
+]
 
 Asked = TypeVar("Asked", bound=RunOptions)
 
@@ -52,6 +59,16 @@ def sparsify_options(typed: Mapping[str, Any], *, as_json: bool = False) -> Spar
     """Settled options, as `prune_options` gives them."""
     given = _completed(dict(typed), SparsifyOptions.verb)
     options = _settled(SparsifyOptions(**given, json=as_json))
+    _check_out(options)
+    return options
+
+
+def factorize_options(typed: Mapping[str, Any], *, as_json: bool = False) -> FactorizeOptions:
+    """Settled options, as `prune_options` gives them."""
+    given = dict(typed)
+    if "targets" in given:
+        given["targets"] = parse_targets(given["targets"])
+    options = _settled(FactorizeOptions(**_completed(given, FactorizeOptions.verb), json=as_json))
     _check_out(options)
     return options
 

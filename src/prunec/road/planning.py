@@ -12,7 +12,7 @@ from prunec.frontends.source import resolve
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.output import Formats
 from prunec.recipe import hash_source, spelled
-from prunec.recipe_options import PATHS, VERBS
+from prunec.recipe_options import PATHS
 from prunec.road.reading import Road, Stage
 from prunec.road.verbs import STAGES, Options
 from prunec.state import key_of
@@ -92,7 +92,7 @@ def _settled(stage: Stage, here: _Here, out: Path, dense: str, trust: bool) -> O
         given |= {"out": out, "overwrite": True}
     if verb.resumes:
         given["resume"] = True
-    if "formats" in VERBS[stage.verb] and verb.formats is None and here.stored:
+    if verb.keeps and here.stored:
         given.setdefault("formats", (_kind(stage.verb, here),))
     if verb.dense and not dense.endswith(".onnx" if verb.dense == "teacher" else "\0"):
         given.setdefault(verb.dense, dense)

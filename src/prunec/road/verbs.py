@@ -15,7 +15,12 @@ from prunec.output import Formats, staged
 from prunec.progress import Progress
 from prunec.recipe_options import Told
 from prunec.recovery.options import RecoverOptions
-from prunec.request import prune_options, quantize_options, sparsify_options
+from prunec.request import (
+    factorize_options,
+    prune_options,
+    quantize_options,
+    sparsify_options,
+)
 
 __all__ = ["STAGES", "Options", "Verb"]
 
@@ -40,7 +45,8 @@ class Verb:
     does the work in the folder that the options name.
 
     `reads` are the formats that it can start from, the preferred one first; `formats` those that
-    it writes, None when the options say so. `dense` is the option that names the dense model,
+    it writes, None when the options say so; with `keeps` these are by default the one that it read.
+    `dense` is the option that names the dense model,
     filled in with the run's own; `final` means that its result goes into no other stage.
     """
 
@@ -51,6 +57,7 @@ class Verb:
     dense: str = ""
     resumes: bool = True
     final: bool = False
+    keeps: bool = False
 
 
 def _prune(options: Any, out: Path, progress: Progress) -> Report:
@@ -63,6 +70,12 @@ def _sparsify(options: Any, out: Path, progress: Progress) -> Report:
     from prunec.sparsifying import sparsify
 
     return sparsify(options, progress)
+
+
+def _factorize(options: Any, out: Path, progress: Progress) -> Report:
+    from prunec.factorizing import factorize_model
+
+    return factorize_model(options, progress)
 
 
 def _quantize(options: Any, out: Path, progress: Progress) -> Report:
@@ -101,9 +114,10 @@ def _evaluation(given: dict[str, Any]) -> EvalOptions:
 
 
 STAGES: Mapping[str, Verb] = {
-    "prune": Verb(prune_options, _prune),
+    "prune": Verb(prune_options, _prune, keeps=True),
     "recover": Verb(_recovery, _recover, ("hf",), ("hf",), dense="teacher"),
-    "sparsify": Verb(sparsify_options, _sparsify),
+    "sparsify": Verb(sparsify_options, _sparsify, keeps=True),
+    "factorize": Verb(factorize_options, _factorize, ("hf",)),
     "quantize": Verb(quantize_options, _quantize, ("hf", "onnx"), ("onnx",), final=True),
     "eval": Verb(_evaluation, _evaluate, (), (), dense="against", resumes=False),
 }

@@ -1,0 +1,197 @@
+"""`prunec factorize`: matrices become two of low rank, which the emitted program multiplies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from prunec.emission import emit
+from prunec.factorize_options import FactorizeOptions
+from prunec.factorize_report import FactorizeReport, factorize_report, render_card
+from prunec.ir.axes import Selection
+from prunec.ir.diagnostics import Exit, PrunecError, fail
+from prunec.ir.dialects.aten import ATEN
+from prunec.metering import Meter
+from prunec.passes.couple import couple
+from prunec.passes.coupling import Coupling, Place
+from prunec.passes.dce import dce
+from prunec.passes.lowrank import (
+    Factors,
+    Spectrum,
+    energy,
+    factorable,
+    factorize,
+    names_of,
+    params_left,
+    plain,
+    uniform,
+    whitened,
+)
+from prunec.passes.profile import Array
+from prunec.passes.rewrite import rewrite
+from prunec.passes.sparse import Layer, Layers
+from prunec.passes.sparse.sites import sites
+from prunec.progress import Progress, Silent
+from prunec.run import Outcome, Run, keep_recipe, load_for, run_staged, write_papers
+from prunec.scratch import Scratch
+from prunec.state import State
+from prunec.workload import Workload
+
+__all__ = ["Factorized", "factorize_model"]
+
+ALLOCATE = {"uniform": uniform, "energy": energy}
+
+
+@dataclass(kw_only=True)
+class Factorized(Outcome):
+    """A model in factors, before anything is written. `spectra` are of all layers that could go,
+    `ranks` of those that went, `left` tells why other matrices stayed."""
+
+    options: FactorizeOptions
+    spectra: Mapping[str, Spectrum]
+    ranks: Mapping[str, int]
+    left: Mapping[str, str]
+
+
+def factorize_model(options: FactorizeOptions, progress: Progress | None = None) -> FactorizeReport:
+    """Factorise a model as `options` (settled) say and write OUT, which appears only when whole."""
+    told = progress or Silent()
+    if options.dry_run or options.out is None:
+        found = _Run(options, load_for(options, told), told).factorized()
+        return factorize_report(found, sources=found.loaded.engine.rows(found, told))
+
+    def work(stage: Path, state: State | None) -> FactorizeReport:
+        found = _Run(options, load_for(options, told), told, state).factorized()
+        written = emit(found, stage, told)
+        checks = found.loaded.engine.verify(found, stage, told) if options.verify else ()
+        sources = found.loaded.engine.rows(found, told)
+        report = factorize_report(found, written, checks, sources)
+        keep_recipe(found, stage)
+        write_papers(stage, report, render_card(report))
+        return report
+
+    return run_staged(options, work)
+
+
+@dataclass
+class _Run(Run[FactorizeOptions]):
+    """One run over a loaded model."""
+
+    def factorized(self) -> Factorized:
+        found = self._layers()
+        factors = Scratch()
+        spectra = self._spectra(found, factors)
+        ranks = self._ranks(spectra)
+        coupling = self._coupled(spectra, ranks)
+        small = rewrite(coupling, _selections(coupling, ranks))
+        kept = {n for name in ranks for n in names_of(name)}
+        whole = dict.fromkeys(spectra.keys() - ranks.keys(), "two factors would be larger")
+        return Factorized(
+            loaded=self.loaded,
+            options=self.options,
+            family=self.family,
+            rewritten=replace(small, graph=dce(small.graph)),
+            replaced={name: factors[name] for name in kept},
+            calibrated=self.calibrated,
+            warnings=tuple(self.warnings),
+            seconds=self.seconds,
+            spectra=spectra,
+            ranks=ranks,
+            left={**found.left, **whole},
+        )
+
+    def _layers(self) -> Layers:
+        found = factorable(self.loaded.coupling, self.loaded.cost.outer)
+        if found.found:
+            return found
+        raise fail(
+            "P402",
+            "nothing to factorise: no linear layer or 1x1 convolution within blocks",
+            where=self.loaded.source.name,
+            help="`prunec inspect` shows what the model computes",
+            exit_code=Exit.USAGE,
+        )
+
+    def _spectra(self, found: Layers, factors: Scratch) -> dict[str, Spectrum]:
+        """The factors of every layer at full rank, into `factors`, and their singular values."""
+        own, spectra = sites(found.found), {}
+        with (
+            self.timed("factorize"),
+            self.progress.step("Factorising", len(own)) as advance,
+            self.stream() as stream,
+        ):
+            for site in own:
+                gram = None
+                if stream is not None and self.options.method == "svd-llm":
+                    gram = site.observe(stream, frozenset({"gram"})).gram
+                for layer in site.layers:
+                    made = self._factors(layer, gram)
+                    spectra[layer.weight] = self._kept(layer, made, factors)
+                advance(1)
+        return spectra
+
+    def _factors(self, layer: Layer, gram: Array | None) -> Factors:
+        weight = self.loaded.weights[layer.weight]
+        matrix = weight.reshape(weight.shape[:2])
+        if not np.isfinite(matrix).all():
+            raise fail(
+                "P311",
+                f"{layer.weight} holds values that are not finite, so it has no factors",
+                where=layer.weight,
+                help="check the original checkpoint; it may be damaged",
+            )
+        return plain(matrix) if gram is None else whitened(matrix, gram)
+
+    def _kept(self, layer: Layer, made: Factors, factors: Scratch) -> Spectrum:
+        weight = self.loaded.weights[layer.weight]
+        taps = (1,) * (weight.ndim - 2)
+        for name, matrix in zip(names_of(layer.weight), (made.first, made.second), strict=True):
+            factors[name] = matrix.astype(weight.dtype).reshape(*matrix.shape, *taps)
+        return Spectrum(weight.shape[0], weight.shape[1], made.singular)
+
+    def _ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+        """Ranks that meet the target. Raises P403 when rank 1 everywhere is too much."""
+        (target,) = self.options.targets
+        meter = Meter(self.loaded, Workload())
+        dense = meter.measure(target, {})
+        limit = target.limit(dense)
+        if dense <= limit:
+            raise PrunecError([target.needless(dense)], Exit.USAGE)
+        mine = params_left(spectra, {})
+        ranks = ALLOCATE[self.options.ranks](spectra, int(limit - (dense - mine)))
+        step = self.options.round_to
+        ranks = {name: k // step * step or k for name, k in ranks.items()}
+        left = dense - mine + params_left(spectra, ranks)
+        if target.met(dense, left):
+            return ranks
+        raise fail(
+            "P403",
+            f"target {target.text} cannot be met: at rank 1 of each layer {left:,.0f} of"
+            f" {dense:,.0f} parameters remain",
+            where="--target",
+            help=f"ask for at least {target.metric}={100 * left / dense + 0.1:.1f}%, or prune"
+            " other groups first",
+            exit_code=Exit.NOT_MET,
+        )
+
+    def _coupled(self, spectra: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> Coupling:
+        """The program with layers in two at full rank; the new axes are groups of role `rank`."""
+        full = {name: len(spectra[name].singular) for name in ranks}
+        coupling = couple(factorize(self.loaded.graph, full).graph, ATEN)
+        new = {Place(names_of(name)[0], 0) for name in ranks}
+        groups = (replace(g, role="rank") if new & {*g.places} else g for g in coupling.groups)
+        return replace(coupling, groups=tuple(groups))
+
+
+def _selections(coupling: Coupling, ranks: Mapping[str, int]) -> dict[str, Selection]:
+    """The first ranks of each group of role `rank`, which are the most important ones."""
+    found = {}
+    for name, rank in ranks.items():
+        place = Place(names_of(name)[0], 0)
+        (group,) = (g for g in coupling.groups if place in g.places)
+        if rank < group.size:
+            found[group.name] = Selection(np.arange(rank))
+    return found
