@@ -249,4 +249,35 @@ def test_what_cannot_be(home: Path, tmp_path: Path) -> None:
     assert refused(*given, "--target", "flops=70%")[:2] == (2, "P812")
     assert refused(*given, "--target", "params=1%", "--method", "svd")[:2] == (3, "P403")
     assert refused(*given, "--target", "params=80%", "--calibration", "none")[:2] == (2, "P814")
+    given = ("factorize", tmp_path / "model.onnx", "-o", tmp_path / "out", "--method", "svd")
+    (tmp_path / "model.onnx").touch()
+    assert refused(*given, "--target", "params=80%")[:2] == (2, "P816")
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_cannot_be_two(tmp_path: Path) -> None:
+    sizes = {"depths": [1], "hidden_sizes": [16], "embedding_size": 16, "layer_type": "basic"}
+    zoo.build("resnet", **sizes).save_pretrained(tmp_path / "dense")
+    given = ("factorize", tmp_path / "dense", "-o", tmp_path / "out", "--method", "svd")
+    code, said, message = refused(*given, "--target", "params=80%")
+    assert (code, said) == (2, "P402")
+    assert "a convolution of more than one tap or group (3 weights)" in message
+
+
+def test_matrices_that_stay_whole(tmp_path: Path) -> None:
+    """Where all ranks of a matrix are worth their numbers, two factors are no smaller."""
+    sizes = {"intermediate_size": 3, "num_hidden_layers": 1}
+    zoo.build("llama", **sizes).save_pretrained(tmp_path / "dense")
+    code, report = run(
+        "factorize", tmp_path / "dense", "-o", tmp_path / "out", "--target", "blocks=70%",
+        "--method", "svd", "--ranks", "energy", "--verify",
+    )  # fmt: skip
+    assert code == 0, report
+    two = {row["weight"] for row in report["layers"]}
+    whole = {n for n, why in report["left"].items() if why == "two factors would be larger"}
+    assert whole, report["layers"]
+    assert not two & whole
+    written = onnx.load(tmp_path / "out" / "onnx" / "model.onnx")
+    stored = {i.name for i in written.graph.initializer}
+    assert whole <= stored
+    assert not two & stored

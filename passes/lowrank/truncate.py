@@ -62,7 +62,8 @@ def _root(gram: Matrix) -> Matrix:
     ridge = RIDGE * (mean or 1.0)
     while True:
         try:
-            found: Matrix = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
-            return found
+            return np.linalg.cholesky(gram + ridge * np.eye(len(gram))).astype(
+                np.float64, copy=False
+            )
         except np.linalg.LinAlgError:
             ridge *= 10  # rounding of a Gram matrix of few tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,11 +108,14 @@ class _Run(Run[FactorizeOptions]):
         found = factorable(self.loaded.coupling, self.loaded.cost.outer)
         if found.found:
             return found
+        reasons = Counter(found.left.values()).most_common()
+        told = "; ".join(f"{reason} ({n} weights)" for reason, n in reasons)
         raise fail(
             "P402",
-            "nothing to factorise: no linear layer or 1x1 convolution within blocks",
+            f"nothing to factorise: {told or 'it has no matrices'}",
             where=self.loaded.source.name,
-            help="`prunec inspect` shows what the model computes",
+            help="linear layers and 1x1 convolutions within blocks can become two; use `prunec"
+            " prune` for others",
             exit_code=Exit.USAGE,
         )
 
