@@ -145,5 +145,5 @@ def _blocks(indices: Indices, size: int) -> tuple[int, Indices]:
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
     starts = np.concatenate([[0], breaks])
     lengths = np.diff(np.concatenate([starts, [len(indices)]]))
-    width = math.gcd(size, *np.unique(indices[starts]).tolist(), *np.unique(lengths).tolist())
+    width = int(np.gcd.reduce(np.concatenate([[size], indices[starts], lengths])))
     return width, indices[::width] // width

@@ -60,6 +60,8 @@ class Imported:
 def import_graph(flat: Flat) -> Imported:
     """Raises P244 when shapes in the file do not fit together."""
     first, second, symbols = _sized(flat)
+    for value in flat.model.graph.outputs:
+        _check_declared(value, first[str(value.name)], second[str(value.name)])
     return _Import(flat, first, second, symbols).run()
 
 
@@ -86,6 +88,21 @@ def _sized(flat: Flat) -> tuple[dict[str, Known], dict[str, Known], dict[str, tu
         where=problem.step.node.name or problem.step.outputs[0],
         help="shapes in the file contradict each other: export the model again",
     )
+
+
+def _check_declared(value: ir.Value, first: Known, second: Known) -> None:
+    """An output has the sizes that the file says, as far as both are numbers."""
+    if value.shape is None or first.shape is None or second.shape is None:
+        return
+    for i, (said, *sizes) in enumerate(zip(value.shape, first.shape, second.shape, strict=False)):
+        if isinstance(said, int) and said >= 0 and said != sizes[0] == sizes[1]:
+            raise fail(
+                "P244",
+                f"output {value.name} is said to have size {said} in dimension {i}, and has"
+                f" {sizes[0]}",
+                where=str(value.name),
+                help="shapes in the file contradict each other: export the model again",
+            )
 
 
 def _trial(flat: Flat, spatial: bool) -> dict[str, tuple[int, int]]:

@@ -1,28 +1,37 @@
 """Open an ONNX file safely: everything that can be wrong with it is one diagnostic each.
 
 External data are memory-mapped by onnx-ir when a tensor is first used; before that, every place
-they are said to be is checked: nothing is read outside of the model's folder, through a link, or
-from a file that has another name elsewhere.
+they are said to be is checked (see `onnx_data`), and that they are as many as the tensor needs.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
+from prunec.frontends.onnx_data import (
+    MEND,
+    bodies,
+    graphs_of,
+    misplaced,
+    named,
+    parse_model,
+    sparse_tensors_of,
+    tensors_of,
+    unreadable,
+)
+from prunec.ir.diagnostics import Diagnostic, PrunecError
 
 __all__ = ["open_model"]
 
 NEWEST_IR = int(onnx.IR_VERSION)
-REMEDY = "export the model again, or fetch the file again"
+CONTRIB = "com.microsoft"
+"""ONNX Runtime's own operators, of which there is one version."""
 
 
 def open_model(path: Path) -> ir.Model:
@@ -31,11 +40,10 @@ def open_model(path: Path) -> ir.Model:
     Raises PrunecError: P240 (no ONNX model), P241 (external data), P242 (a graph that is none),
     P243 (unknown versions).
     """
-    proto = _parsed(path)
+    proto = parse_model(path)
     problems = [*_versions(proto, path), *_sparse(proto, path)]
     problems += _graph(proto.graph, path, frozenset())
-    for function in proto.functions:
-        problems += _nodes(function.node, set(function.input), path, f"function {function.name}")
+    problems += _functions(proto, path)
     for tensor in tensors_of(proto):
         problems += _tensor(tensor, path)
         if problems:
@@ -45,37 +53,11 @@ def open_model(path: Path) -> ir.Model:
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # of many types, for what no check above has thought of
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     for held in stored_tensors(model):
         if isinstance(held, ir.ExternalTensor):
             held.base_dir = str(path.parent)
     return model
-
-
-def _parsed(path: Path) -> onnx.ModelProto:
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(path.read_bytes())
-    except OSError as error:
-        raise fail("P100", f"cannot be read: {error.strerror}", where=str(path)) from error
-    except Exception as error:  # protobuf's own types differ by its implementation
-        raise _unreadable(path, error) from error
-    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
-        raise fail(
-            "P240",
-            "this is no ONNX model: it has no graph",
-            where=str(path),
-            help="give a file that was written as ONNX; " + REMEDY,
-        )
-    return proto
-
-
-def _unreadable(path: Path, error: Exception) -> PrunecError:
-    said = " ".join(str(error).split())[:200]
-    return fail(
-        "P240", f"this is no whole ONNX model: {said}", where=str(path),
-        help="the file is damaged or was cut short: " + REMEDY,
-    )  # fmt: skip
 
 
 # Versions
@@ -91,15 +73,16 @@ def _versions(proto: onnx.ModelProto, path: Path) -> Iterator[Diagnostic]:
     for domain, count in declared.items():
         if count > 1:
             fact = f"two versions of the operator set {domain or 'ai.onnx'!r} are declared"
-            yield Diagnostic("P243", fact, str(path), help=REMEDY)
+            yield Diagnostic("P243", fact, str(path), help=MEND)
     for entry in proto.opset_import:
-        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= newest:
-            fact = f"it uses version {entry.version} of ONNX's operators; known are 1 to {newest}"
+        owner, last = ("ONNX Runtime", 1) if entry.domain == CONTRIB else ("ONNX", newest)
+        if entry.domain in ("", "ai.onnx", CONTRIB) and not 1 <= entry.version <= last:
+            fact = f"it uses version {entry.version} of {owner}'s operators; known are 1 to {last}"
             yield Diagnostic("P243", fact, str(path), help=update)
     used = {_domain(node.domain) for graph in graphs_of(proto) for node in graph.node}
     for domain in sorted(used - {_domain(name) for name in declared}):
         fact = f"operators of {domain!r} are used and no version of them is declared"
-        yield Diagnostic("P243", fact, str(path), help=REMEDY)
+        yield Diagnostic("P243", fact, str(path), help=MEND)
 
 
 def _domain(name: str) -> str:
@@ -107,36 +90,16 @@ def _domain(name: str) -> str:
 
 
 def _sparse(proto: onnx.ModelProto, path: Path) -> Iterator[Diagnostic]:
-    for graph in graphs_of(proto):
-        for tensor in graph.sparse_initializer:
-            yield Diagnostic(
-                "P242",
-                "sparse initializers cannot be pruned",
-                f"{path}: {tensor.values.name}",
-                help="export the weights as dense tensors",
-            )
+    for tensor in sparse_tensors_of(proto):
+        yield Diagnostic(
+            "P242",
+            "sparse initializers and constants cannot be pruned",
+            named(tensor.values, path),
+            help="export the weights as dense tensors",
+        )
 
 
 # Graphs
-
-
-def graphs_of(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The main graph, all bodies in it, and those in functions."""
-    functions = (node for function in proto.functions for node in function.node)
-    pending = [proto.graph, *_bodies(functions)]
-    while pending:
-        graph = pending.pop()
-        yield graph
-        pending += _bodies(graph.node)
-
-
-def _bodies(nodes: Iterable[onnx.NodeProto]) -> list[onnx.GraphProto]:
-    found = []
-    for attribute in (a for node in nodes for a in node.attribute):
-        if attribute.HasField("g"):
-            found.append(attribute.g)
-        found.extend(attribute.graphs)
-    return found
 
 
 def _graph(graph: onnx.GraphProto, path: Path, around: frozenset[str]) -> Iterator[Diagnostic]:
@@ -154,6 +117,15 @@ def _graph(graph: onnx.GraphProto, path: Path, around: frozenset[str]) -> Iterat
             yield _wrong(f"two outputs are named {name!r}", path, graph.name)
         if name not in known and name not in around:
             yield _wrong(f"output {name!r} is made by no node", path, graph.name)
+
+
+def _functions(proto: onnx.ModelProto, path: Path) -> Iterator[Diagnostic]:
+    named = Counter((f.domain, f.name, f.overload) for f in proto.functions)
+    for (_, name, _), count in named.items():
+        if count > 1:
+            yield _wrong(f"two functions are named {name!r}", path, f"function {name}")
+    for function in proto.functions:
+        yield from _nodes(function.node, set(function.input), path, f"function {function.name}")
 
 
 def _nodes(
@@ -175,7 +147,7 @@ def _nodes(
                 yield _wrong(fact + " or are out of order", path, node.name or where)
             else:
                 yield _wrong(f"{node.op_type} reads {name!r}, which is not defined", path, where)
-        for body in _bodies([node]):
+        for body in bodies([node]):
             yield from _graph(body, path, around | known)
         for name in filter(None, node.output):
             if name in known:
@@ -184,26 +156,14 @@ def _nodes(
 
 
 def _wrong(fact: str, path: Path, where: str) -> Diagnostic:
-    return Diagnostic("P242", fact, f"{path}: {where}", help=REMEDY)
+    return Diagnostic("P242", fact, f"{path}: {where}", help=MEND)
 
 
 # Tensors
 
 
-def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every stored tensor: initializers and those in attributes."""
-    nodes = [node for function in proto.functions for node in function.node]
-    for graph in graphs_of(proto):
-        yield from graph.initializer
-        nodes += graph.node
-    for attribute in (a for node in nodes for a in node.attribute):
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-
-
 def _tensor(tensor: onnx.TensorProto, path: Path) -> Iterator[Diagnostic]:
-    where = f"{path}: {tensor.name or 'a constant'}"
+    where = named(tensor, path)
     try:
         dtype = ir.DataType(tensor.data_type)
         bits = 0 if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) else dtype.bitwidth
@@ -212,7 +172,7 @@ def _tensor(tensor: onnx.TensorProto, path: Path) -> Iterator[Diagnostic]:
         yield Diagnostic("P242", fact, where, help="update the packages onnx and onnx-ir")
         return
     if any(size < 0 for size in tensor.dims):
-        yield Diagnostic("P242", f"its shape {list(tensor.dims)} is none", where, help=REMEDY)
+        yield Diagnostic("P242", f"its shape {list(tensor.dims)} is none", where, help=MEND)
         return
     wanted = math.ceil(math.prod(tensor.dims) * bits / 8)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -221,10 +181,10 @@ def _tensor(tensor: onnx.TensorProto, path: Path) -> Iterator[Diagnostic]:
     held = len(tensor.raw_data) if tensor.HasField("raw_data") else None
     if held is not None and held != wanted and bits:
         fact = f"it holds {held} bytes and its shape and type need {wanted}"
-        yield Diagnostic("P242", fact, where, help=REMEDY)
+        yield Diagnostic("P242", fact, where, help=MEND)
     if held is None and bits and not _listed(tensor, bits):
         yield Diagnostic("P242", "it holds another number of values than its shape says", where,
-                         help=REMEDY)  # fmt: skip
+                         help=MEND)  # fmt: skip
 
 
 def _listed(tensor: onnx.TensorProto, bits: int) -> bool:
@@ -247,53 +207,23 @@ def _external(
         offset = int(told.get("offset", 0))
         length = int(told["length"]) if "length" in told else wanted
         location = told["location"]
+        once = len(told) == len(tensor.external_data)
     except (KeyError, ValueError):
-        yield Diagnostic("P241", "where its data are is not said", where, help=REMEDY)
+        once = False
+    if not once:
+        yield Diagnostic("P241", "where its data are is not said, or twice", where, help=MEND)
         return
-    problem = _misplaced(location, path.parent)
-    if problem:
-        remedy = "put the data into the folder of the model, as a file of its own"
-        yield Diagnostic("P241", f"its data are said to be in {location!r}, {problem}", where,
-                         help=remedy)  # fmt: skip
+    problem = misplaced(location, path, where)
+    if problem is not None:
+        yield problem
         return
     size = (path.parent / location).stat().st_size
     if length != wanted or offset < 0:
         fact = f"its data have {length} bytes at {offset}; its shape and type need {wanted}"
-        yield Diagnostic("P241", fact, where, help=REMEDY)
+        yield Diagnostic("P241", fact, where, help=MEND)
     elif offset + length > size:
         fact = f"{location} ends at {size}, before its data do at {offset + length}"
         yield Diagnostic("P241", fact, where, help="fetch the data file again: it is cut short")
-
-
-def _misplaced(location: str, folder: Path) -> str:
-    """Why external data must not be read from there; empty when they may."""
-    parts = (PurePosixPath(location), PureWindowsPath(location))
-    if not location or "\0" in location:
-        return "which names no file"
-    if any(p.is_absolute() or p.drive or ".." in p.parts for p in parts):
-        return "outside of the folder of the model"
-    try:
-        found = os.lstat(folder / location)
-        real = (folder / location).resolve()
-    except (OSError, ValueError):
-        return "which is missing"
-    if not any(real.is_relative_to(home) for home in _homes(folder)):
-        return "a link that leaves the folder of the model"
-    if stat.S_ISLNK(found.st_mode) and len(_homes(folder)) == 1:
-        return "a link"
-    if not real.is_file():
-        return "which is no file"
-    if found.st_nlink > 1:
-        return "a file that has another name elsewhere (a hard link)"
-    return ""
-
-
-def _homes(folder: Path) -> list[Path]:
-    """Where data may really be; snapshots in the hub's cache are links into `blobs`."""
-    homes = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        homes.append((folder.parent.parent / "blobs").resolve())
-    return homes
 
 
 def stored_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

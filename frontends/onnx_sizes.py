@@ -17,7 +17,6 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from prunec.frontends.onnx_contrib import CONTRIB, STANDARD
 from prunec.frontends.onnx_flat import Flat, Step
@@ -164,11 +163,12 @@ class _Evaluation:
         feeds = {name: self.known[name].value for name in step.inputs if name}
         if any(value is None for value in feeds.values()):
             return nothing
+        from onnx.reference import ReferenceEvaluator  # slow to import, and not always needed
+
         try:
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(step.proto(), opsets={"": step.version}).run(
-                    None, feeds
-                )
+                evaluator = ReferenceEvaluator(step.proto(), opsets={"": step.version})
+                results = evaluator.run(None, feeds)
         except Exception:  # whatever the evaluator lacks is not followed
             return nothing
         return [

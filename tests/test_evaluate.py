@@ -254,7 +254,7 @@ def test_what_eval_refuses(
     broken.write_bytes(model.read_bytes()[:100])
     arguments = ["--data", text, "--tokenizer", tokenizer]
     assert refusal(capsys, "eval", model, *arguments)[:2] == (2, "P132")  # 100 of 1,024 tokens
-    assert refusal(capsys, "eval", broken, *arguments, "--window", 16)[:2] == (1, "P861")
+    assert refusal(capsys, "eval", broken, *arguments, "--window", 16)[:2] == (1, "P240")
     arguments = ["--data", text, "--tokenizer", tmp_path / "nothing"]
     assert refusal(capsys, "eval", model, *arguments)[:2] == (1, "P133")
     empty = tmp_path / "empty.txt"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -407,6 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's) and return its exit code."""
     from prunec.guard import guarded
 
+    atexit.register(gc.freeze)  # no look for cycles in memory that goes with the process anyway
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as in `prunec ... >&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

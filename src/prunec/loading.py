@@ -227,8 +227,9 @@ def _checkpoint(
 
 
 def _file(source: Source, progress: Progress, hashed: bool, caches: bool) -> Loaded:
-    """An ONNX file, which says itself what it computes. Its data are not hashed before all that
-    the file says of them is known to be safe."""
+    """An ONNX file, which says itself what it computes. Hashing starts before what reads the file
+    is imported: it finds out itself which data may be read."""
+    digest = in_background(lambda: hash_source(source.path)) if hashed else None
     from prunec.frontends.onnx import read_onnx
     from prunec.ir.dialects.onnx import ONNX
 
@@ -237,7 +238,6 @@ def _file(source: Source, progress: Progress, hashed: bool, caches: bool) -> Loa
         start = time.perf_counter()
         file = read_onnx(source.path)
         seconds["read"] = time.perf_counter() - start
-    digest = in_background(lambda: hash_source(source.path)) if hashed else None
     with progress.step("Coupling dimensions"):
         start = time.perf_counter()
         coupling = couple(file.graph, ONNX, caches=caches)

@@ -10,6 +10,7 @@ import hashlib
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from reprlib import repr as brief  # a value may stand for billions by its aliases
@@ -126,7 +127,8 @@ def check_files(recipe: Recipe, names: Mapping[str, str]) -> None:
 def hash_source(path: Path) -> str:
     """SHA-256 of a file, of an ONNX file with its external data, or of a model folder.
 
-    A folder's hash covers the names and contents of the files that make it a model.
+    A folder's hash covers the names and contents of the files that make it a model. Raises P240
+    and P241 for an ONNX file whose data must not be read.
     """
     if path.is_dir():
         files = [p for p in path.iterdir() if p.suffix in MODEL_FILES and p.is_file()]
@@ -161,14 +163,11 @@ def _hash_file(path: Path) -> str:
 
 def _external_data(path: Path) -> list[Path]:
     """The files beside an ONNX file that hold its weights."""
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         return []
-    import onnx
-    from onnx.external_data_helper import ExternalDataInfo
+    from prunec.frontends.onnx_data import data_files
 
-    graph = onnx.load(path, load_external_data=False).graph
-    stored = {ExternalDataInfo(t).location for t in graph.initializer if t.data_location == 1}
-    return [path.parent / name for name in sorted(stored)]
+    return data_files(path)
 
 
 def load_recipe(path: Path) -> dict[str, Any]:
@@ -226,7 +225,8 @@ def hashes_in(content: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Of Python and of the packages that decide what a run gives."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:

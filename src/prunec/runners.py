@@ -63,7 +63,7 @@ def open_onnx(path: Path, threads: int | None = None) -> Runner:
     settings.log_severity_level = ERRORS_ONLY
     if threads is not None:
         settings.intra_op_num_threads = threads
-    _must_exist(path)
+    _may_be_read(path)
     try:
         session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions derive from Exception alone
@@ -106,7 +106,7 @@ def open_openvino(path: Path, threads: int | None = None) -> Runner:
             "OpenVINO is not installed",
             help="pip install openvino, or --runtime onnxruntime",
         ) from None
-    _must_exist(path)
+    _may_be_read(path)
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
@@ -260,7 +260,7 @@ def _onnx_sizes(path: Path) -> tuple[int, int]:
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-    from prunec.frontends.onnx_read import graphs_of
+    from prunec.frontends.onnx_data import graphs_of
 
     graphs = list(graphs_of(onnx.load(path, load_external_data=False)))
     nodes = (node for graph in graphs for node in graph.node if node.op_type == "Constant")
@@ -287,6 +287,14 @@ def _dtype(name: str, path: Path) -> str:
 def _must_exist(path: Path) -> None:
     if not path.is_file():
         raise fail("P100", "no such file or folder", where=str(path))
+
+
+def _may_be_read(path: Path) -> None:
+    """Runtimes look for the weights of an ONNX file wherever it says that they are."""
+    from prunec.frontends.onnx_data import data_files
+
+    _must_exist(path)
+    data_files(path)
 
 
 def _unreadable(path: Path, runtime: str, error: Exception) -> PrunecError:
