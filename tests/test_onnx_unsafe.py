@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from worded import tokenizer
 
 from prunec.cli import main
 from prunec.frontends.onnx import read_onnx
@@ -61,6 +64,68 @@ def absolute(model: onnx.ModelProto, folder: Path) -> None:
     secret = folder.parent / "secret.bin"
     secret.write_bytes(bytes(6 * 12 * 4))
     outside(model, folder, str(secret))
+
+
+def told_twice(model: onnx.ModelProto, folder: Path) -> None:
+    """Readers differ in which of the two they take."""
+    (folder.parent / "secret.bin").write_bytes(bytes(6 * 12 * 4))
+    outside(model, folder)
+    model.graph.initializer[0].external_data.add(key="location", value="../secret.bin")
+
+
+def beyond_in_windows(model: onnx.ModelProto, folder: Path) -> None:
+    outside(model, folder, "..\\secret.bin")
+
+
+def pipe(model: onnx.ModelProto, folder: Path) -> None:
+    outside(model, folder, "pipe")
+    os.mkfifo(folder / "pipe")
+
+
+def secret_constant() -> onnx.NodeProto:
+    """Stores its value above the folder."""
+    tensor = TensorProto(
+        name="c", data_type=TensorProto.FLOAT, dims=[6, 12], data_location=TensorProto.EXTERNAL
+    )
+    tensor.external_data.add(key="location", value="../secret.bin")
+    return helper.make_node("Constant", [], ["c"], value=tensor)
+
+
+def beyond_in_a_constant(model: onnx.ModelProto, folder: Path) -> None:
+    (folder.parent / "secret.bin").write_bytes(bytes(6 * 12 * 4))
+    model.graph.node.insert(0, secret_constant())
+
+
+def beyond_in_a_branch(model: onnx.ModelProto, folder: Path) -> None:
+    (folder.parent / "secret.bin").write_bytes(bytes(6 * 12 * 4))
+    result = helper.make_tensor_value_info("c", TensorProto.FLOAT, [6, 12])
+    branch = helper.make_graph([secret_constant()], "branch", [], [result])
+    model.graph.input.append(helper.make_tensor_value_info("which", TensorProto.BOOL, []))
+    node = helper.make_node("If", ["which"], ["z"], then_branch=branch, else_branch=branch)
+    model.graph.node.append(node)
+
+
+def function(model: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
+    """A local function of these nodes from `a` to `b`, called instead of Relu."""
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    model.functions.append(helper.make_function("own", "F", ["a"], ["b"], nodes, sets))
+    if len(model.opset_import) == 1:
+        model.opset_import.append(sets[1])
+    model.graph.node[1].op_type, model.graph.node[1].domain = "F", "own"
+
+
+def beyond_in_a_function(model: onnx.ModelProto, folder: Path) -> None:
+    (folder.parent / "secret.bin").write_bytes(bytes(6 * 12 * 4))
+    function(model, secret_constant(), helper.make_node("Relu", ["a"], ["b"]))
+
+
+def endless(model: onnx.ModelProto, folder: Path) -> None:
+    function(model, helper.make_node("F", ["a"], ["b"], domain="own"))
+
+
+def doubled_function(model: onnx.ModelProto, folder: Path) -> None:
+    function(model, helper.make_node("Relu", ["a"], ["b"]))
+    function(model, helper.make_node("Sigmoid", ["a"], ["b"]))
 
 
 def linked(model: onnx.ModelProto, folder: Path) -> None:
@@ -128,6 +193,28 @@ def sparse(model: onnx.ModelProto, folder: Path) -> None:
     added.values.name = "s"
 
 
+def sparse_constant(model: onnx.ModelProto, folder: Path) -> None:
+    node = helper.make_node("Constant", [], ["c"])
+    held = onnx.SparseTensorProto(dims=[6, 12])
+    held.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "s"))
+    held.indices.CopyFrom(numpy_helper.from_array(np.zeros((1, 2), np.int64)))
+    kind = onnx.AttributeProto.SPARSE_TENSOR
+    node.attribute.append(onnx.AttributeProto(name="sparse_value", type=kind, sparse_tensor=held))
+    model.graph.node.insert(0, node)
+
+
+def misdeclared_output(model: onnx.ModelProto, folder: Path) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+
+
+def doubled_output(model: onnx.ModelProto, folder: Path) -> None:
+    model.graph.output.append(model.graph.output[0])
+
+
+def unknown_contrib(model: onnx.ModelProto, folder: Path) -> None:
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 999))
+
+
 def mismatch(model: onnx.ModelProto, folder: Path) -> None:
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.zeros((13, 3), np.float32), "d"))
 
@@ -144,6 +231,12 @@ def undefined(model: onnx.ModelProto, folder: Path) -> None:
 BAD: dict[str, tuple[Spoil, str]] = {
     "external data above the folder": (beyond, "P241"),
     "external data at an absolute path": (absolute, "P241"),
+    "external data above the folder, Windows": (beyond_in_windows, "P241"),
+    "external data above the folder, of a constant": (beyond_in_a_constant, "P241"),
+    "external data above the folder, in a branch": (beyond_in_a_branch, "P241"),
+    "external data above the folder, in a function": (beyond_in_a_function, "P241"),
+    "external data in two places": (told_twice, "P241"),
+    "external data in a pipe": (pipe, "P241"),
     "external data through a link": (linked, "P241"),
     "external data in a linked folder": (linked_folder, "P241"),
     "external data with another name elsewhere": (hard_linked, "P241"),
@@ -154,33 +247,105 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "a cycle": (cycle, "P242"),
     "a name twice": (doubled, "P242"),
     "a weight twice": (doubled_weight, "P242"),
+    "an output twice": (doubled_output, "P242"),
+    "a function twice": (doubled_function, "P242"),
+    "a function that calls itself": (endless, "P242"),
     "sparse initializers": (sparse, "P242"),
+    "sparse constants": (sparse_constant, "P242"),
     "too few bytes": (wrong_length, "P242"),
     "an undefined value": (undefined, "P242"),
     "an unknown operator set": (unknown_opset, "P243"),
+    "an unknown operator set of ONNX Runtime": (unknown_contrib, "P243"),
     "an unknown format": (unknown_format, "P243"),
     "an undeclared domain": (undeclared_domain, "P243"),
     "shapes that do not fit": (mismatch, "P244"),
+    "an output of another shape": (misdeclared_output, "P244"),
 }
 
+MEANT = ("params=60%", "--method", "magnitude")
+VERBS: dict[str, tuple[str, ...]] = {
+    "prune": ("prune", "-o", "OUT", "--target", *MEANT),
+    "prune over": ("prune", "-o", "OUT", "--target", *MEANT, "--overwrite"),
+    "prune on": ("prune", "-o", "OUT", "--target", *MEANT, "--resume"),
+    "inspect": ("inspect",),
+    "quantize": ("quantize", "-o", "OUT", "--quantize", "int8", "--calibration", "none"),
+    "sparsify": ("sparsify", "-o", "OUT", "--sparsity", "50%", "--calibration", "DATA"),
+    "sensitivity": ("sensitivity", "--calibration", "DATA"),
+}
+"""Commands that look into a file, a file OUT beside them."""
 
-@pytest.mark.parametrize("name", BAD)
-def test_refused_with_one_diagnostic(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoil, code = BAD[name]
-    folder = tmp_path / "model"
+RUNS = {"bench": ("bench", "--repeat", "1"), "eval": ("eval", "--data", "TEXT")}
+"""Commands that let ONNX Runtime read it."""
+
+
+@pytest.fixture(scope="session")
+def opened() -> list[str]:
+    """The real paths of all files that this process opens from now on."""
+    found: list[str] = []
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+            found.append(os.path.realpath(os.fsdecode(arguments[0])))
+
+    sys.addaudithook(hook)
+    return found
+
+
+def spoiled(name: str, folder: Path) -> Path:
     folder.mkdir()
     model = good()
-    spoil(model, folder)
+    BAD[name][0](model, folder)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder / "model.onnx"
+
+
+def told(
+    command: tuple[str, ...], model: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    """Exit code and messages of a command, which leaves every file as it is."""
+    verb, *rest = command
+    before = {path: path.stat().st_mtime_ns for path in model.parent.parent.rglob("*")}
+    code = main([verb, str(model), *rest])
+    assert {path: path.stat().st_mtime_ns for path in model.parent.parent.rglob("*")} == before
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", BAD)
+def test_refused_with_one_diagnostic(
+    name: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: list[str]
+) -> None:
+    model = spoiled(name, tmp_path / "model")
     out = tmp_path / "out"
-    command = ["prune", str(folder / "model.onnx"), "-o", str(out), "--target", "params=60%"]
-    assert main([*command, "--method", "magnitude"]) == 1
-    told = capsys.readouterr().err
-    assert told.count("error[") == 1
-    assert f"error[{code}]" in told
-    assert not out.exists()
+    if "--overwrite" in VERBS[verb]:
+        out.mkdir()
+        (out / "mine.txt").write_text("stays")
+    places = {"OUT": str(out), "DATA": str(tmp_path / "data.npz")}
+    np.savez(places["DATA"], x=np.ones((4, 6), np.float32))
+    opened.clear()
+    code, messages = told(tuple(places.get(w, w) for w in VERBS[verb]), model, capsys)
+    assert code == 1
+    assert messages.count("error[") == 1
+    assert f"error[{BAD[name][1]}]" in messages
+    assert not [path for path in opened if path.endswith(("secret.bin", "elsewhere.bin"))]
+
+
+@pytest.mark.parametrize("verb", RUNS)
+@pytest.mark.parametrize("name", [name for name, (_, code) in BAD.items() if code == "P241"])
+def test_no_runtime_reads_what_may_not_be_read(
+    name: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = spoiled(name, tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "text.txt").write_text("w1 w2 w3 w4 " * 64)
+    places = {"TEXT": str(tmp_path / "text.txt")}
+    command = [places.get(word, word) for word in RUNS[verb]]
+    if verb == "eval":
+        command += ["--tokenizer", str(tmp_path / "tokenizer"), "--window", "8"]
+    code, messages = told(tuple(command), model, capsys)
+    assert code == 1
+    assert messages.count("error[") == 1
+    assert re.search("error.P(241|861).", messages)
 
 
 def test_external_data_that_are_fine(tmp_path: Path) -> None:

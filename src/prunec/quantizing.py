@@ -73,25 +73,24 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Quan
     that could be.
     """
     told = progress or Silent()
-    _refuse_quantised(options.model)
 
     def work(stage: Path, state: State | None) -> QuantizeReport:
-        return _Run(options, load_for(options, told), told, state).written(stage)
+        loaded = load_for(options, told)
+        if loaded.file is not None:
+            _refuse_quantised(loaded.source.path)
+        return _Run(options, loaded, told, state).written(stage)
 
     return run_staged(options, work)
 
 
-def _refuse_quantised(model: str) -> None:
-    path = Path(model).expanduser()
-    if path.suffix != ".onnx" or not path.exists():
-        return
+def _refuse_quantised(path: Path) -> None:
     found = quantised_ops(path)
     if found:
         told = ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
         raise fail(
             "P856",
             f"{path.name} is quantised already: it holds {told}",
-            where=model,
+            where=str(path),
             help="quantise the float model that it was made from",
             exit_code=Exit.USAGE,
         )
