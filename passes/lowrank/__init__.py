@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from prunec.passes.lowrank.factorize import Factored, factorable, factorize, names_of
-from prunec.passes.lowrank.ranks import Spectrum, energy, params_left, pays, uniform
+from prunec.passes.lowrank.ranks import (
+    Spectrum,
+    energies,
+    energy,
+    params_left,
+    pays,
+    uniform,
+    worthiest,
+)
 from prunec.passes.lowrank.truncate import Factors, plain, whitened
 
 __all__ = [
     "Factored",
     "Factors",
     "Spectrum",
+    "energies",
     "energy",
     "factorable",
     "factorize",
@@ -19,4 +28,5 @@ __all__ = [
     "plain",
     "uniform",
     "whitened",
+    "worthiest",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Spectrum", "energy", "params_left", "pays", "uniform"]
+__all__ = ["Spectrum", "energies", "energy", "params_left", "pays", "uniform", "worthiest"]
 
 STEPS = 60
 
@@ -60,19 +60,30 @@ def uniform(spectra: Spectra, limit: int) -> Ranks:
 
 
 def energy(spectra: Spectra, limit: int) -> Ranks:
-    """Ranks that carry the most for what they take: those whose squared singular value, over all
-    of its matrix's and over the numbers of a rank, is above one threshold for all matrices."""
-    worth = {n: _worth(s) for n, s in spectra.items()}
-    values = np.sort(np.concatenate(list(worth.values())))[::-1]
+    """The worthiest ranks by what they carry for what they take (`energies`)."""
+    return worthiest(spectra, limit, energies(spectra))
+
+
+def energies(spectra: Spectra) -> dict[str, npt.NDArray[np.float64]]:
+    """Of each rank the squared singular value, over all of its matrix's and over the numbers that
+    it takes."""
+    return {name: _energy(spectrum) for name, spectrum in spectra.items()}
+
+
+def worthiest(
+    spectra: Spectra, limit: int, worths: Mapping[str, npt.NDArray[np.floating]]
+) -> Ranks:
+    """How many ranks of each matrix are above one threshold for all; at most `limit` numbers."""
+    values = np.sort(np.concatenate([*worths.values()]))[::-1]
 
     def at(share: float) -> Ranks:
         threshold = values[min(int(share * len(values)), len(values) - 1)]
-        return _settled(spectra, {n: int((w > threshold).sum()) for n, w in worth.items()})
+        return _settled(spectra, {n: int((w > threshold).sum()) for n, w in worths.items()})
 
     return _most(spectra, limit, at)
 
 
-def _worth(spectrum: Spectrum) -> npt.NDArray[np.float64]:
+def _energy(spectrum: Spectrum) -> npt.NDArray[np.float64]:
     squares = spectrum.singular**2
     return squares / (squares.sum() or 1.0) / spectrum.each
 

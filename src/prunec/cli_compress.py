@@ -95,6 +95,7 @@ def sparsify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     prunec factorize ./smollm2 -o small --target params=80% --calibration train.txt
     prunec factorize ./smollm2 -o small --target blocks=60% --ranks energy --round-to 16
     prunec factorize ./minilm -o small --target params=80% --method svd --format onnx,torchscript
+    prunec factorize ./minilm -o small --target blocks=60% --ranks gates --calibration train.txt
     """,
 )
 @click.argument("model", required=False)
@@ -112,7 +113,7 @@ def sparsify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     metavar="NAME",
     heading=WHAT,
     help="How much of each layer: uniform (default), the same share of each; energy, ranks that "
-    "carry the most for what they take.",
+    "carry the most for what they take; gates, those that training leaves open (FLOP).",
 )
 @option("--round-to", type=int, metavar="N", heading=WHAT, help="Keep multiples of N ranks. [1]")
 @option(
@@ -121,6 +122,15 @@ def sparsify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     heading=HOW,
     help="svd-llm (default): the best for the inputs of a layer; svd: for its weights alone.",
 )
+@option(
+    "--steps",
+    type=int,
+    metavar="N",
+    heading=HOW,
+    help="Train the factors, taught by MODEL. [0; 300 with --ranks gates]",
+)
+@option("--batch", type=int, metavar="N", heading=HOW, help="Windows in a step. [8]")
+@option("--lr", type=float, metavar="RATE", heading=HOW, help="Learning rate. [2e-4]")
 @CALIBRATION
 @FORMAT
 @option("--verify", is_flag=True, help="Run every format and compare.")

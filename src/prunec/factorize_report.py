@@ -26,14 +26,15 @@ __all__ = ["FactorizeReport", "RankRow", "factorize_report", "render_card", "sho
 @dataclass(frozen=True)
 class RankRow:
     """One matrix in two: its sides, the rank that stays of how many, and what truncation costs:
-    the norm of the change of the layer's outputs over their own (of the weights with plain SVD)."""
+    the norm of the change of the layer's outputs over their own (of the weights with plain SVD).
+    Of factors that were trained the theory knows no error."""
 
     weight: str
     outputs: int
     inputs: int
     full: int
     rank: int
-    error: float
+    error: float | None
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,19 @@ def factorize_report(
     dense = loaded.cost.evaluate(loaded.cost.parameters, {})
     saved = params_left(found.spectra, {}) - params_left(found.spectra, found.ranks)
     rows = [
-        RankRow(name, s.outputs, s.inputs, len(s.singular), rank, _error(s.singular, rank))
+        RankRow(
+            name,
+            s.outputs,
+            s.inputs,
+            len(s.singular),
+            rank,
+            None if options.steps else _error(s.singular, rank),
+        )
         for name, rank in found.ranks.items()
         for s in (found.spectra[name],)
     ]
     notes = {} if found.calibrated is None else {"calibration": found.calibrated.describe()}
+    notes |= {"training": found.training} if found.training else {}
     return FactorizeReport(
         model=options.model,
         out=str(options.out) if options.out else None,
@@ -125,7 +134,7 @@ def show_factorize(report: FactorizeReport, console: Console) -> None:
         alike.setdefault(NUMBERED.sub("*", row.weight), []).append(row)
     rows = [
         (name, len(own), _span([r.rank for r in own]), own[0].full,
-         f"{max(r.error for r in own):.3f}")
+         _shown(max((r.error for r in own if r.error is not None), default=None)))
         for name, own in alike.items()
     ]  # fmt: skip
     console.table("ranks", ("weights", ">layers", ">rank", ">of", ">largest error"), rows)
@@ -134,6 +143,10 @@ def show_factorize(report: FactorizeReport, console: Console) -> None:
     show_sources(report.sources, console)
     show_checks(report.checks, console)
     show_written(report.out, report.formats, console)
+
+
+def _shown(error: float | None) -> str:
+    return "-" if error is None else f"{error:.3f}"
 
 
 def _span(values: Sequence[int]) -> str:
@@ -146,7 +159,8 @@ def render_card(report: FactorizeReport) -> str:
     name = markdown(model_name(report.model))
     choices = {"target": report.target, "method": report.method, "ranks": report.ranks}
     lines = [
-        f"| {markdown(row.weight)} | {row.outputs} x {row.inputs} | {row.rank} | {row.error:.3f} |"
+        f"| {markdown(row.weight)} | {row.outputs} x {row.inputs} | {row.rank} |"
+        f" {_shown(row.error)} |"
         for row in report.layers
     ]
     head = ["| weight | shape | rank | relative error |", "|---|---|---:|---:|"]

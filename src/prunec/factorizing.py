@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunec.emission import emit
-from prunec.factorize_options import FactorizeOptions
+from prunec.factorize_options import GATES, FactorizeOptions
 from prunec.factorize_report import FactorizeReport, factorize_report, render_card
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import Exit, PrunecError, fail
@@ -22,6 +23,7 @@ from prunec.passes.dce import dce
 from prunec.passes.lowrank import (
     Factors,
     Spectrum,
+    energies,
     energy,
     factorable,
     factorize,
@@ -30,6 +32,7 @@ from prunec.passes.lowrank import (
     plain,
     uniform,
     whitened,
+    worthiest,
 )
 from prunec.passes.profile import Array
 from prunec.passes.rewrite import rewrite
@@ -41,20 +44,26 @@ from prunec.scratch import Scratch
 from prunec.state import State
 from prunec.workload import Workload
 
+if TYPE_CHECKING:
+    from prunec.factor_training import FactorTraining
+
 __all__ = ["Factorized", "factorize_model"]
 
-ALLOCATE = {"uniform": uniform, "energy": energy}
+ALLOCATE = {"uniform": uniform, "energy": energy, GATES: energy}
+"""Ranks before any training; gates choose theirs in it."""
 
 
 @dataclass(kw_only=True)
 class Factorized(Outcome):
     """A model in factors, before anything is written. `spectra` are of all layers that could go,
-    `ranks` of those that went, `left` tells why other matrices stayed."""
+    `ranks` of those that went, `left` tells why other matrices stayed, `training` how the factors
+    learned, if they did."""
 
     options: FactorizeOptions
     spectra: Mapping[str, Spectrum]
     ranks: Mapping[str, int]
     left: Mapping[str, str]
+    training: Mapping[str, Any]
 
 
 def factorize_model(options: FactorizeOptions, progress: Progress | None = None) -> FactorizeReport:
@@ -83,11 +92,22 @@ class _Run(Run[FactorizeOptions]):
 
     def factorized(self) -> Factorized:
         found = self._layers()
+        training = self._training() if self.options.steps else None
+        if training is not None:
+            apart = training.without_module(y.weight for y in found.found)
+            reasons = dict.fromkeys(apart, "no layer of the module multiplies with it alone")
+            own = tuple(y for y in found.found if y.weight not in reasons)
+            found = self._some(Layers(own, {**found.left, **reasons}))
         factors = Scratch()
         spectra = self._spectra(found, factors)
-        ranks = self._ranks(spectra)
-        coupling = self._coupled(spectra, ranks)
+        limit = self._limit()
+        ranks = self._ranks(spectra, limit)
+        if training is not None:
+            with self.timed("train"):
+                ranks = self._trained(training, spectra, ranks, limit, factors)
+        coupling = self._coupled(ranks, factors)
         small = rewrite(coupling, _selections(coupling, ranks))
+        parts = {n for name in spectra for n in names_of(name)}
         kept = {n for name in ranks for n in names_of(name)}
         whole = dict.fromkeys(spectra.keys() - ranks.keys(), "two factors would be larger")
         return Factorized(
@@ -95,17 +115,27 @@ class _Run(Run[FactorizeOptions]):
             options=self.options,
             family=self.family,
             rewritten=replace(small, graph=dce(small.graph)),
-            replaced={name: factors[name] for name in kept},
+            replaced={n: factors[n] for n in factors if n in kept or n not in parts},
             calibrated=self.calibrated,
             warnings=tuple(self.warnings),
             seconds=self.seconds,
             spectra=spectra,
             ranks=ranks,
             left={**found.left, **whole},
+            training={} if training is None else training.notes,
         )
 
+    def _training(self) -> FactorTraining:
+        """The model as a module that can learn."""
+        from prunec.factor_training import FactorTraining
+
+        return FactorTraining(self.options, self.progress, self.state)
+
     def _layers(self) -> Layers:
-        found = factorable(self.loaded.coupling, self.loaded.cost.outer)
+        return self._some(factorable(self.loaded.coupling, self.loaded.cost.outer))
+
+    def _some(self, found: Layers) -> Layers:
+        """The layers, if there are any."""
         if found.found:
             return found
         reasons = Counter(found.left.values()).most_common()
@@ -156,18 +186,21 @@ class _Run(Run[FactorizeOptions]):
             factors[name] = matrix.astype(weight.dtype).reshape(*matrix.shape, *taps)
         return Spectrum(weight.shape[0], weight.shape[1], made.singular)
 
-    def _ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
-        """Ranks that meet the target. Raises P403 when rank 1 everywhere is too much."""
+    def _limit(self) -> tuple[float, float]:
+        """What remains at most, and what there is."""
         (target,) = self.options.targets
-        meter = Meter(self.loaded, Workload())
-        dense = meter.measure(target, {})
+        dense = Meter(self.loaded, Workload()).measure(target, {})
         limit = target.limit(dense)
         if dense <= limit:
             raise PrunecError([target.needless(dense)], Exit.USAGE)
+        return limit, dense
+
+    def _ranks(self, spectra: Mapping[str, Spectrum], of: tuple[float, float]) -> dict[str, int]:
+        """Ranks that meet the target. Raises P403 when rank 1 everywhere is too much."""
+        (target,), (limit, dense) = self.options.targets, of
         mine = params_left(spectra, {})
         ranks = ALLOCATE[self.options.ranks](spectra, int(limit - (dense - mine)))
-        step = self.options.round_to
-        ranks = {name: k // step * step or k for name, k in ranks.items()}
+        ranks = self._rounded(ranks)
         left = dense - mine + params_left(spectra, ranks)
         if target.met(dense, left):
             return ranks
@@ -181,9 +214,45 @@ class _Run(Run[FactorizeOptions]):
             exit_code=Exit.NOT_MET,
         )
 
-    def _coupled(self, spectra: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> Coupling:
-        """The program with layers in two at full rank; the new axes are groups of role `rank`."""
-        full = {name: len(spectra[name].singular) for name in ranks}
+    def _rounded(self, ranks: Mapping[str, int]) -> dict[str, int]:
+        step = self.options.round_to
+        return {name: k // step * step or k for name, k in ranks.items()}
+
+    def _trained(
+        self,
+        training: FactorTraining,
+        spectra: Mapping[str, Spectrum],
+        ranks: Mapping[str, int],
+        of: tuple[float, float],
+        factors: Scratch,
+    ) -> dict[str, int]:
+        """Train the factors, and put what they became in their place; the ranks that they have."""
+        names = {name: names_of(name) for name in spectra}
+        full = {name: (factors[one], factors[two]) for name, (one, two) in names.items()}
+        if self.options.ranks == GATES:
+            limit, dense = of
+            mine = params_left(spectra, {})
+            room = int(limit - (dense - mine))
+
+            def choose(worths: Mapping[str, Array]) -> dict[str, Array]:
+                own = self._rounded(worthiest(spectra, room, worths))
+                return {
+                    n: np.sort(np.argsort(-worths[n], kind="stable")[:k]) for n, k in own.items()
+                }
+
+            made = training.gated(full, energies(spectra), mine, room / mine, choose)
+        else:
+            cut = {n: (full[n][0][:k], full[n][1][:, :k]) for n, k in ranks.items()}
+            made = training.trained(cut)
+        for name, pair in made.items():
+            factors.update(zip(names_of(name), pair, strict=True))
+        factors.update(training.others(self.loaded.graph.parameters))
+        return {name: len(pair[0]) for name, pair in made.items()}
+
+    def _coupled(self, ranks: Mapping[str, int], factors: Scratch) -> Coupling:
+        """The program with layers in two of all ranks that there are; the new axes are groups of
+        role `rank`."""
+        full = {name: len(factors[names_of(name)[0]]) for name in ranks}
         coupling = couple(factorize(self.loaded.graph, full).graph, ATEN)
         new = {Place(names_of(name)[0], 0) for name in ranks}
         groups = (replace(g, role="rank") if new & {*g.places} else g for g in coupling.groups)

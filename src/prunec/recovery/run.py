@@ -29,7 +29,7 @@ from prunec.recovery.training import Course, Lesson, fit, held_out_loss
 from prunec.recovery.writing import write_trained
 from prunec.state import State, forget_state, kept_state, key_of, state_of_first
 
-__all__ = ["recover"]
+__all__ = ["recover", "writes"]
 
 CHECKPOINTS = "checkpoints"
 
@@ -113,7 +113,7 @@ class _Run:
 
     def _spoken(self, opened: Opened | None, texts: Texts) -> list[float] | None:
         """The loss of the next token on the held-out windows of each source."""
-        if opened is None or not _writes(opened.model):
+        if opened is None or not writes(opened.model):
             return None
         found = []
         for source in range(len(texts.sources)):
@@ -131,7 +131,7 @@ class _Run:
         with torch.no_grad():
             own = run_model(pruned.model.to(_device()), batch, hidden=hidden)
             wanted = None if dense is None else run_model(dense.model, batch, hidden=hidden)
-        losses = settle_losses(options.weights, own, wanted, writes=_writes(pruned.model))
+        losses = settle_losses(options.weights, own, wanted, writes=writes(pruned.model))
         if dense is None or losses.keys() == {"ce"}:
             return Objective(losses)
         live = Live(dense.model, options.top_k if "kl" in losses else 0, hidden)
@@ -208,7 +208,7 @@ def _gains(texts: Texts, *spoken: list[float] | None) -> tuple[Gain, ...]:
     )
 
 
-def _writes(model: Any) -> bool:
+def writes(model: Any) -> bool:
     """Whether a model predicts the next token."""
     return bool(getattr(model, "can_generate", lambda: False)())
 

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.recovery.options import Scope
 
-__all__ = ["Student", "Update", "blocks", "linear_layers", "student"]
+__all__ = ["Pace", "Student", "Update", "blocks", "linear_layers", "student"]
 
 SCALE = 2
 """Adapters are added times this."""
@@ -35,12 +35,23 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Parameters that learn at a rate of their own, and make the loss large where they `climb`."""
+
+    parameters: tuple[nn.Parameter, ...]
+    lr: float
+    climbs: bool = False
+
+
+@dataclass(frozen=True)
 class Student:
-    """`module` is what runs and learns, `base` the model in it."""
+    """`module` is what runs and learns, `base` the model in it, `paces` tell of parameters that do
+    not learn at the rate of the others."""
 
     module: nn.Module
     base: nn.Module
     scope: Scope
+    paces: tuple[Pace, ...] = ()
 
     def state(self) -> dict[str, Tensor]:
         """All that training changes, by name in `module`: what it learns and what it counts."""

@@ -23,7 +23,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from prunec.ir.diagnostics import PrunecError, fail
 from prunec.ranks import is_first, meet, world_size
-from prunec.recovery.objective import Objective
 from prunec.recovery.rows import Rows
 from prunec.recovery.student import Student
 from prunec.recovery.teacher import Batch
@@ -34,6 +33,9 @@ CHECKPOINT = "checkpoint-"
 PARTIAL = "partial"
 WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
 HELD_LOSS = "eval_loss"
+Loss = Callable[[Any, Batch], Tensor]
+"""What training makes small: the loss of a model on a batch."""
+
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
 
@@ -42,7 +44,8 @@ WARM_UP = 0.05
 class Lesson:
     """How to train: `steps` of `batch` windows at the rate `lr` (falling along a cosine), a
     checkpoint and a look at the held-out windows every `save_every` steps; after `patience` looks
-    without a better one the training ends."""
+    without a better one the training ends. What it leads to is the checkpoint with the least
+    held-out loss, or the `last`."""
 
     steps: int
     batch: int
@@ -51,12 +54,13 @@ class Lesson:
     patience: int | None = None
     precision: str = "float32"
     seed: int = 0
+    last: bool = False
 
 
 @dataclass(frozen=True)
 class Course:
-    """What came of it: `steps` done, the step with the least held-out loss, whose weights the
-    student has now, and (step, loss) pairs of the training and of the held-out windows."""
+    """What came of it: `steps` done, the step whose weights the student has now, and (step, loss)
+    pairs of the training and of the held-out windows."""
 
     steps: int
     best: int
@@ -66,7 +70,7 @@ class Course:
 
 def fit(
     student: Student,
-    objective: Objective,
+    objective: Loss,
     rows: Rows,
     held: Sequence[Batch],
     lesson: Lesson,
@@ -88,7 +92,7 @@ def fit(
         last = _last(folder)
     assert last is not None, "training ends with a checkpoint"
     state = json.loads((last / STATE).read_text(encoding="utf-8"))
-    best = state["best_global_step"] or state["global_step"]
+    best = (None if lesson.last else state["best_global_step"]) or state["global_step"]
     student.restore(load_file(folder / f"{CHECKPOINT}{best}" / WEIGHTS))
     logs = state["log_history"]
     return Course(
@@ -97,7 +101,7 @@ def fit(
 
 
 @torch.no_grad()
-def held_out_loss(objective: Objective, model: nn.Module, held: Sequence[Batch]) -> float:
+def held_out_loss(objective: Loss, model: nn.Module, held: Sequence[Batch]) -> float:
     """The mean loss over batches, without dropout."""
     training = model.training
     model.eval()
@@ -108,13 +112,13 @@ def held_out_loss(objective: Objective, model: nn.Module, held: Sequence[Batch])
 
 class _Trainer(Trainer):
     student: Student
-    objective: Objective
+    objective: Loss
     rows: Rows
 
     def __init__(
         self,
         student: Student,
-        objective: Objective,
+        objective: Loss,
         rows: Rows,
         held: Sequence[Batch],
         lesson: Lesson,
@@ -132,6 +136,7 @@ class _Trainer(Trainer):
             train_dataset=rows,
             eval_dataset=list(held),
             callbacks=callbacks,
+            optimizers=(_optimizer(student, lesson.lr), None),
         )
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = False
@@ -209,6 +214,18 @@ class _Advance(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.advance(state.global_step - self.done)
         self.done = state.global_step
+
+
+def _optimizer(student: Student, lr: float) -> torch.optim.Optimizer | None:
+    """AdamW with a rate for each pace, or None for that of transformers with one for all."""
+    if not student.paces:
+        return None
+    apart = {id(p) for pace in student.paces for p in pace.parameters}
+    others = [p for p in student.module.parameters() if p.requires_grad and id(p) not in apart]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": lr}]
+    for pace in student.paces:
+        groups.append({"params": [*pace.parameters], "lr": pace.lr, "maximize": pace.climbs})
+    return torch.optim.AdamW(groups, weight_decay=0.0)
 
 
 def _arguments(lesson: Lesson, folder: Path) -> TrainingArguments:
