@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import Cache, PreTrainedModel
-from transformers.exporters import exporter_dynamo  # noqa: F401  fills the table of patches
-from transformers.exporters.utils import apply_patches
-from transformers.utils.generic import ModelOutput
 
 from prunec.frontends.torch import Dynamic, Traced, trace
+from prunec.frontends.torch_adapters import configs_of, eager_attention, traceable
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 from prunec.ir.graph import Graph
 
-__all__ = ["batched_experts", "example_inputs", "trace_hf"]
+__all__ = ["example_inputs", "trace_hf"]
 
 MASK = "attention_mask"
 BATCH, SEQUENCE, DECODER_SEQUENCE = "batch", "sequence", "decoder_sequence"
@@ -43,24 +39,31 @@ def trace_hf(
     """
     if example is None:
         example, dynamic = example_inputs(model, extra_inputs)
-    with _plain_outputs(model), _without_caches(model), batched_experts(model), _patches():
+    with traceable(model):
         traced = _traced(model, example, dynamic or {}, name or type(model).__name__)
     return replace(traced, graph=_without_states(traced.graph))
 
 
 def _traced(model: Any, example: Mapping[str, Any], dynamic: Dynamic, name: str) -> Traced:
-    """Trace, and where that fails without the mask: some models branch on what is in it."""
+    """Trace, and where that fails give up one thing after the other: fused attention, the mask
+    (some models branch on what is in it), sizes that vary."""
+    rest = {key: value for key, value in example.items() if key != MASK}
+    unmasked = () if len(rest) in (0, len(example)) else (_unmasked(name),)
     try:
         return trace(model, example, dynamic=dynamic, name=name)
     except PrunecError as error:
-        rest = {key: value for key, value in example.items() if key != MASK}
-        if len(rest) in (0, len(example)):
-            raise
-        try:
+        first = error
+    with suppress(PrunecError), eager_attention(model):
+        return trace(model, example, dynamic=dynamic, name=name)
+    if unmasked:
+        with suppress(PrunecError):
             traced = trace(model, rest, dynamic=_only(dynamic, rest), name=name)
-        except PrunecError:
-            raise error from None
-    return replace(traced, warnings=(*traced.warnings, _unmasked(name)))
+            return replace(traced, warnings=(*traced.warnings, *unmasked))
+    if dynamic:
+        with suppress(PrunecError):
+            traced = trace(model, example, name=name)
+            return replace(traced, warnings=(*traced.warnings, _of_one_size(name, first)))
+    raise first
 
 
 def _only(dynamic: Dynamic, example: Mapping[str, Any]) -> Dynamic:
@@ -73,6 +76,16 @@ def _unmasked(name: str) -> Diagnostic:
         f"{name} branches on the values of {MASK}: it was traced without",
         where=f"input {MASK}",
         help="the exported model reads whole sequences only; do not pad them",
+    )
+
+
+def _of_one_size(name: str, error: PrunecError) -> Diagnostic:
+    return Diagnostic(
+        "P131",
+        f"{name} was traced at the sizes of the example alone: with sizes that vary "
+        f"{error.diagnostics[0].message}",
+        where=error.diagnostics[0].where,
+        help="the exported model will only accept those",
     )
 
 
@@ -162,81 +175,4 @@ _SENSES = {"pixel_values": _pixels, "input_features": _mel, "input_values": _wav
 
 def _holder(config: Any, field: str) -> Any:
     """The configuration, or the first nested one, that has the field."""
-    return next((c for c in _configs(config) if hasattr(c, field)), config)
-
-
-def _configs(config: Any) -> Iterator[Any]:
-    yield config
-    for value in vars(config).values():
-        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
-            yield from _configs(value)
-
-
-# What every configuration says while tracing: named outputs, and none but the plain ones.
-_SETTINGS = {
-    "use_cache": False,
-    "use_mems_eval": False,
-    "return_dict": True,
-    "output_attentions": False,
-    "output_hidden_states": False,
-}
-
-
-@contextmanager
-def _plain_outputs(model: nn.Module) -> Iterator[None]:
-    """Within the block all configurations say the same, also the copies that submodules hold."""
-    configs = [getattr(m, "config", None) for m in model.modules()]
-    held = [c for outer in configs if hasattr(outer, "to_dict") for c in _configs(outer)]
-    saved = [
-        (c, field, vars(c)[field])
-        for c in {id(c): c for c in held}.values()
-        for field in _SETTINGS
-        if field in vars(c)
-    ]
-    try:
-        for c, field, _ in saved:
-            setattr(c, field, _SETTINGS[field])
-        yield
-    finally:
-        for c, field, value in saved:
-            setattr(c, field, value)
-
-
-@contextmanager
-def _without_caches(model: nn.Module) -> Iterator[None]:
-    """Within the block no output holds a cache, whatever the configuration says of caches."""
-
-    def without(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, ModelOutput):
-            return output
-        return type(output)(**{k: v for k, v in output.items() if not isinstance(v, Cache)})
-
-    hook = model.register_forward_hook(without)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _patches() -> AbstractContextManager[None]:
-    """What transformers itself replaces in its models while it exports them: loops over data, and
-    kernels that branch on sizes."""
-    return cast(AbstractContextManager[None], apply_patches("dynamo"))
-
-
-@contextmanager
-def batched_experts(model: nn.Module) -> Iterator[None]:
-    """Within the block experts run as batched matrix products, which have static shapes; also those
-    of a model inside of one that has none itself."""
-    saved = [
-        (inner, getattr(inner.config, "_experts_implementation", None) or "eager")
-        for inner in model.modules()
-        if isinstance(inner, PreTrainedModel) and inner._can_set_experts_implementation()
-    ]
-    try:
-        for inner, _ in saved:
-            inner.set_experts_implementation("batched_mm")
-        yield
-    finally:
-        for inner, before in saved:
-            inner.set_experts_implementation(before)
+    return next((c for c in configs_of(config) if hasattr(c, field)), config)

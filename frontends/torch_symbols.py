@@ -13,6 +13,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
+from prunec.frontends.torch_guards import Solved, agreeing_sizes, agreements, held_sizes
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ir.graph import Dim
 
@@ -36,6 +37,8 @@ class Symbols:
     sizes: Mapping[str, int]
     ranges: Mapping[sympy.Symbol, ValueRanges[Any]]
     names: dict[sympy.Symbol, str] = field(default_factory=dict)
+    agreements: Solved = field(default_factory=dict)
+    agreed: dict[sympy.Symbol, int] = field(default_factory=dict)
 
     def name(self, symbol: sympy.Symbol, wanted: str) -> str:
         return self.names.setdefault(symbol, wanted)
@@ -45,8 +48,9 @@ class Symbols:
         if not isinstance(size, torch.SymInt):
             return int(size)
         expr = _within(size.node.expr, self.ranges)
-        if expr.is_number:
-            return int(expr)
+        known = sympy.expand(expr.xreplace(self.agreements)) if self.agreements else expr
+        if known.is_number:
+            return int(known)
         readable = {
             s: sympy.Symbol(self.name(s, str(s)), integer=True, nonnegative=True)
             for s in sorted(expr.free_symbols, key=str)
@@ -54,11 +58,14 @@ class Symbols:
         return str(_Printer().doprint(expr.xreplace(readable)))
 
     def examples(self) -> dict[str, int]:
-        """Sizes by name. A size that only the data decides gets a prime of its own."""
+        """Sizes by name. One that only the data decide gets a prime of its own, unless the program
+        asserts something of it."""
         found = {name: self.sizes[name] for name in self.names.values() if name in self.sizes}
         spare = max([*self.sizes.values(), 100])
-        for name in self.names.values():
-            if name not in found:
+        for symbol, name in self.names.items():
+            if symbol in self.agreed:
+                found[name] = self.agreed[symbol]
+            elif name not in found:
                 spare = int(sympy.nextprime(spare))
                 found[name] = spare
         return found
@@ -95,7 +102,8 @@ def name_symbols(
 ) -> list[Diagnostic]:
     """Name the symbols of the input dimensions; report those that did not stay symbolic."""
     values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
-    warnings = []
+    fixed = []
+    varying = []
     for key, dims in dynamic.items():
         for dim, name in dims.items():
             if key not in values:
@@ -104,16 +112,25 @@ def name_symbols(
             expr = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
             if isinstance(expr, sympy.Symbol):
                 symbols.name(expr, name)
-                expr = _narrowed(program.range_constraints.get(expr))
-                if expr is None:
-                    continue
-            warnings.append(
-                Diagnostic(
-                    "P131",
-                    f"the model fixes dimension {dim} of input {key} ({name}) to {expr}",
-                    where=f"input {key}",
-                    help="the exported model will only accept that size; a batched call needs "
-                    "a model whose forward pass does not depend on it",
-                )
-            )
-    return warnings
+                varying.append((key, dim, name, expr))
+            else:
+                fixed.append(_fixed(key, dim, name, str(expr)))
+    known = {expr: symbols.sizes[name] for *_, name, expr in varying}
+    symbols.agreements = agreements(program)
+    symbols.agreed = agreeing_sizes(symbols.agreements, known)
+    held = held_sizes(program, known)
+    for key, dim, name, expr in varying:
+        limits = held.get(expr) or _narrowed(program.range_constraints.get(expr))
+        if limits is not None:
+            fixed.append(_fixed(key, dim, name, limits))
+    return fixed
+
+
+def _fixed(key: str, dim: int, name: str, to: str) -> Diagnostic:
+    return Diagnostic(
+        "P131",
+        f"the model fixes dimension {dim} of input {key} ({name}) to {to}",
+        where=f"input {key}",
+        help="the exported model will only accept that size; a batched call needs "
+        "a model whose forward pass does not depend on it",
+    )

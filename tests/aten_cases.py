@@ -125,7 +125,8 @@ def joined(b: Builder, y: Ref) -> Ref:
 
 
 def attention(b: Builder) -> tuple[Ref, ...]:
-    """Plain, with a mask of two dimensions, and two query heads to each key head."""
+    """Plain, with a mask of two dimensions, two query heads to each key head, and two value heads
+    to each key head."""
     name = "aten.scaled_dot_product_attention.default"
     q, k, v = heads(b, 12, 3), heads(b, 12, 3), heads(b, 18, 3)
     plain = b.call(name, q, k, v, scale=0.5)
@@ -135,7 +136,10 @@ def attention(b: Builder) -> tuple[Ref, ...]:
     shared = b.call(
         name, heads(b, 24, 6), heads(b, 12, 3), heads(b, 12, 3), scale=0.5, enable_gqa=True
     )
-    return joined(b, plain), joined(b, masked), joined(b, shared)
+    more = b.call(
+        name, heads(b, 24, 6), heads(b, 8, 2), heads(b, 24, 6), scale=0.5, enable_gqa=True
+    )
+    return joined(b, plain), joined(b, masked), joined(b, shared), joined(b, more)
 
 
 def einsum(b: Builder) -> Ref:
@@ -791,7 +795,7 @@ CASES: dict[str, Case] = {
     "aten.embedding": case(embedding, 12),
     "aten.matmul": case(matmul, 3, 4, 4, 8, 9),
     "aten.einsum": case(einsum, 3, 4, 4),
-    "aten.scaled_dot_product_attention": case(attention, 3, 4, 6, 3, 2, 4, 4),
+    "aten.scaled_dot_product_attention": case(attention, 3, 4, 6, 3, 2, 4, 4, 2, 3, 4, 4),
     "aten.conv1d": case(convolutions(1), 12, 8, 2, 8, 12, 9, 2),
     "aten.conv2d": case(convolutions(2), 12, 8, 2, 8, 12, 9, 2),
     "aten.conv3d": case(convolutions(3), 12, 8, 2, 8, 12, 9, 2),

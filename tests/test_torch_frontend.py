@@ -330,6 +330,30 @@ def test_blocks_as_many_as_the_example_has_are_told() -> None:
     assert "dimension 0 of input x (n)" in warning.message
 
 
+def test_a_number_of_rounds_that_no_bound_shows_is_told() -> None:
+    """Padded to whole blocks, any size will do as long as they are as many as in the example."""
+
+    def blocks(x: Tensor) -> Tensor:
+        padded = nnf.pad(x, (0, 0, 0, (4 - x.shape[0] % 4) % 4))
+        parts = padded.reshape(-1, 4, x.shape[1])
+        return torch.cat([parts[i].cumsum(0) for i in range(padded.shape[0] // 4)])
+
+    (warning,) = traced(blocks, 9, 2).warnings
+    assert warning.message == "the model fixes dimension 0 of input x (n) to sizes from 5 to 8"
+
+
+def test_sizes_that_data_decide_add_up_to_what_they_are_parts_of() -> None:
+    """Parts of six rows, put together again, are six rows."""
+
+    def lengths(x: Tensor) -> Tensor:
+        first, second = (x > 0).sum(0).tolist()[:2]
+        parts = x.split([first, second])
+        return torch.cat([part * 2 for part in parts]).reshape(6, -1)
+
+    graph = trace(Lambda(lengths), {"x": torch.zeros(6, 4)}).graph
+    assert graph.types[graph.outputs[0][1]].shape == (6, 4)
+
+
 def test_transforms_are_written_out() -> None:
     body_of = torch.vmap(lambda row: row.exp() * row)
     names = [op.name for op in traced(body_of, 3, 4).graph.ops]

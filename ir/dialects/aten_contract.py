@@ -54,15 +54,21 @@ def contracted(t: Typing, equation: str, operands: tuple[Arg, ...]) -> list[Dims
 
 
 def attention(t: Typing, op: Op) -> list[Dims] | None:
-    """Fused attention. With `enable_gqa` the kernel shares each key head among query heads."""
+    """Fused attention. With `enable_gqa` the kernel shares each key head among query heads, and
+    each value head; there may be more of the one than of the other."""
     operands = [*op.args[:3], argument(op, 3, "attn_mask")]
     fact = " | pin t: a softmax runs over it"
     if not argument(op, 7, "enable_gqa", False):
         plain = "... h s d, ... h t d, ... h t e, ... h s t -> ... h s e"
         return t.apply(plain + fact, operands)
-    kv = t.axes.size(t.of(op.args[1])[-3])
-    shared = "... (k g) s d, ... k t d, ... k t e, ... (k g) s t -> ... (k g) s e"
-    return t.apply(shared + fact, operands, sizes={"k": kv})
+    key, value = (t.axes.size(t.of(operand)[-3]) for operand in op.args[1:3])
+    few, many = sorted((key, value))
+    if many % few:
+        return None
+    k, v = ("k" if heads == few else "(k h)" for heads in (key, value))
+    query = "(k g)" if few == many else "(k h g)"
+    shared = f"... {query} s d, ... {k} t d, ... {v} t e, ... {query} s t -> ... {query} s e"
+    return t.apply(shared + fact, operands, sizes={"k": few, "h": many // few})
 
 
 def _groups_at(op: Op) -> int:

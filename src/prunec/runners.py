@@ -144,7 +144,8 @@ def open_hf(
 
     from prunec.frontends.hf import load_model
     from prunec.frontends.source import resolve
-    from prunec.frontends.torch_hf import batched_experts, example_inputs
+    from prunec.frontends.torch_adapters import batched_experts
+    from prunec.frontends.torch_hf import example_inputs
 
     source = resolve(model, trust_remote_code=trust_remote_code)
     if is_own_code(source.folder):

@@ -1,0 +1,132 @@
+"""What models of transformers need for being traced, whichever they are.
+
+Everything is undone when the trace ends: the model is left as it was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, cast
+from unittest import mock
+
+from torch import nn
+from transformers import Cache, PreTrainedModel, masking_utils
+from transformers.exporters import exporter_dynamo  # noqa: F401  fills the table of patches
+from transformers.exporters.utils import apply_patches
+from transformers.utils.generic import ModelOutput
+
+__all__ = ["batched_experts", "configs_of", "eager_attention", "traceable"]
+
+
+@contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Within the block the model can be traced as well as its code allows."""
+    with ExitStack() as within:
+        within.enter_context(_plain_outputs(model))
+        within.enter_context(_without_caches(model))
+        within.enter_context(batched_experts(model))
+        within.enter_context(_patches())
+        within.enter_context(_no_empty_masks())
+        yield
+
+
+# What every configuration says while tracing: named outputs, and none but the plain ones.
+_SETTINGS = {
+    "use_cache": False,
+    "use_mems_eval": False,
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+
+
+@contextmanager
+def _plain_outputs(model: nn.Module) -> Iterator[None]:
+    """Within the block all configurations say the same, also the copies that submodules hold."""
+    saved = [
+        (c, field, vars(c)[field]) for c in _held(model) for field in _SETTINGS if field in vars(c)
+    ]
+    try:
+        for c, field, _ in saved:
+            setattr(c, field, _SETTINGS[field])
+        yield
+    finally:
+        for c, field, value in saved:
+            setattr(c, field, value)
+
+
+@contextmanager
+def _without_caches(model: nn.Module) -> Iterator[None]:
+    """Within the block no output holds a cache, whatever the configuration says of caches."""
+
+    def without(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, ModelOutput):
+            return output
+        return type(output)(**{k: v for k, v in output.items() if not isinstance(v, Cache)})
+
+    hook = model.register_forward_hook(without)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _patches() -> AbstractContextManager[None]:
+    """What transformers itself replaces in its models while it exports them: loops over data, and
+    kernels that branch on sizes."""
+    return cast(AbstractContextManager[None], apply_patches("dynamo"))
+
+
+def _no_empty_masks() -> AbstractContextManager[None]:
+    """A mask that hides nothing is left out while exporting, as it is otherwise. Encoders that
+    shorten their sequence layer by layer cannot take one, and it would be computed in vain."""
+    found: Any = mock.patch.object(masking_utils, "is_torchdynamo_exporting", bool, create=True)
+    return cast(AbstractContextManager[None], found)
+
+
+@contextmanager
+def batched_experts(model: nn.Module) -> Iterator[None]:
+    """Within the block experts run as batched matrix products, which have static shapes; also those
+    of a model inside of one that has none itself."""
+    saved = [
+        (inner, getattr(inner.config, "_experts_implementation", None) or "eager")
+        for inner in model.modules()
+        if isinstance(inner, PreTrainedModel) and inner._can_set_experts_implementation()
+    ]
+    try:
+        for inner, _ in saved:
+            inner.set_experts_implementation("batched_mm")
+        yield
+    finally:
+        for inner, before in saved:
+            inner.set_experts_implementation(before)
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Within the block attention is written out, which branches on no size."""
+    held = [c for c in _held(model) if hasattr(c, "_attn_implementation")]
+    saved = [(c, c._attn_implementation) for c in held]
+    try:
+        for c, _ in saved:
+            c._attn_implementation = "eager"
+        yield
+    finally:
+        for c, before in saved:  # outer ones first: they set those inside of them
+            c._attn_implementation = before
+
+
+def _held(model: nn.Module) -> list[Any]:
+    """Every configuration that a submodule holds, outer ones first."""
+    outer = [getattr(m, "config", None) for m in model.modules()]
+    held = [c for config in outer if hasattr(config, "to_dict") for c in configs_of(config)]
+    return list({id(c): c for c in held}.values())
+
+
+def configs_of(config: Any) -> Iterator[Any]:
+    """A configuration, and those inside of it."""
+    yield config
+    for value in vars(config).values():
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            yield from configs_of(value)

@@ -1,0 +1,108 @@
+"""At which sizes a trace holds: what the exporter had to assume of them while it went along.
+
+Sizes that only the data decide must often add up: the parts of a sequence have its length. And a
+loop that goes round once for each block of a sequence is traced with as many blocks as the
+example has. The exporter then notes that the number of blocks, an expression in the sizes, equals
+that number; unlike a bound of one size, this appears nowhere in what it exports.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import sympy
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+__all__ = ["Solved", "agreeing_sizes", "agreements", "held_sizes"]
+
+_DRAWN = ((5, 7, 11, 13, 17, 19), (2, 3, 5), (2, 3))
+"""Examples of parts whose whole is known: large ones first."""
+FURTHEST = 1021
+"""How much larger than the example the size is that ought to do as well."""
+
+
+def held_sizes(program: ExportedProgram, sizes: Mapping[sympy.Symbol, int]) -> dict[Any, str]:
+    """The symbols that cannot vary freely, and where the trace holds for each, in words.
+
+    `sizes` are those of the example. One symbol is varied at a time; an assumption that holds at a
+    much larger size too is taken for one that always does.
+    """
+    counts = list(_counts(program, sizes))
+    found = {}
+    for symbol, size in sizes.items():
+        others = {other: value for other, value in sizes.items() if other != symbol}
+        own = {count.xreplace(others) for count in counts if symbol in count.free_symbols}
+        broken = {count for count in own if not _holds(count, symbol, FURTHEST + size)}
+        if broken:
+            lower, upper = (_last(broken, symbol, size, step) for step in (-1, 1))
+            found[symbol] = str(size) if lower == upper else f"sizes from {lower} to {upper}"
+    return found
+
+
+def _counts(program: ExportedProgram, sizes: Mapping[sympy.Symbol, int]) -> Iterator[sympy.Expr]:
+    """Assumptions that an expression in known sizes equals a number of at least two: a number of
+    rounds or of parts. (That something is one, or is divisible, decides about strides as well.)"""
+    env = _environment(program)
+    for expr in {guard.expr for guard in env.guards} if env else ():
+        if not isinstance(expr, sympy.Eq) or not expr.free_symbols <= set(sizes):
+            continue
+        number = next((side for side in expr.args if side.is_Integer), None)
+        if number is not None and number >= 2:
+            yield expr
+
+
+Solved = dict[sympy.Symbol, sympy.Expr]
+
+
+def agreements(program: ExportedProgram) -> Solved:
+    """What the program asserts of sizes that only the data decide, solved for one of them each:
+    `{u1: 48 - u0}` where two parts make up a sequence of 48. Only what is linear is solved."""
+    env = _environment(program)
+    asserted = env.deferred_runtime_asserts.values() if env else ()
+    found: Solved = {}
+    for expr in dict.fromkeys(item.expr for some in asserted for item in some):
+        if not isinstance(expr, sympy.Eq):
+            continue
+        rest = sympy.expand((expr.lhs - expr.rhs).xreplace(found))
+        for symbol in sorted(rest.free_symbols, key=str, reverse=True):
+            slope = rest.diff(symbol)
+            if symbol_is_type(symbol, SymT.UNBACKED_INT) and slope in (1, -1):
+                solved = {symbol: sympy.expand(symbol - rest / slope)}
+                found = {s: sympy.expand(e.xreplace(solved)) for s, e in found.items()} | solved
+                break
+    return found
+
+
+def agreeing_sizes(solved: Solved, sizes: Mapping[sympy.Symbol, int]) -> dict[sympy.Symbol, int]:
+    """Positive example values for which the agreements are true; empty where none are found.
+    `sizes` are those that are known."""
+    inside = {s for expr in solved.values() for s in expr.free_symbols}
+    free = sorted(inside - set(sizes), key=str)
+    for primes in _DRAWN:
+        drawn = {**sizes, **dict(zip(free, itertools.cycle(primes), strict=False))}
+        numbers = {symbol: sympy.Integer(size) for symbol, size in drawn.items()}
+        found = {symbol: expr.xreplace(numbers) for symbol, expr in solved.items()}
+        if all(value.is_Integer and value > 0 for value in found.values()):
+            return {symbol: int(value) for symbol, value in (numbers | found).items()}
+    return {}
+
+
+def _environment(program: ExportedProgram) -> ShapeEnv | None:
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    modes = (getattr(value, "fake_mode", None) for value in values)
+    return next((mode.shape_env for mode in modes if mode is not None), None)
+
+
+def _last(counts: set[sympy.Expr], symbol: sympy.Symbol, size: int, step: int) -> int:
+    """The last size on the way from `size` at which all of the assumptions hold."""
+    while size + step >= 1 and all(_holds(count, symbol, size + step) for count in counts):
+        size += step
+    return size
+
+
+def _holds(count: sympy.Expr, symbol: sympy.Symbol, size: int) -> bool:
+    return bool(count.xreplace({symbol: sympy.Integer(size)}) != sympy.false)
