@@ -77,7 +77,7 @@ def trace(
         sizes = _prime_sizes(dynamic, static)
         imported = _imported(module, _resized(example, dynamic, sizes), dynamic, sizes, name)
         met = imported.static_sizes
-        vary = [sizes[name] for name in imported.graph.symbols if name in sizes]
+        vary = [sizes[n] for n in imported.graph.symbols if n in sizes and n not in imported.held]
         if not any(_divides(prime, met) for prime in vary):  # those that were fixed stay so
             break
         static |= met

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import sympy
+import torch
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 __all__ = ["Solved", "agreeing_sizes", "agreements", "held_sizes"]
 
+_TORCH = str(Path(torch.__file__).parent)
 _DRAWN = ((5, 7, 11, 13, 17, 19), (2, 3, 5), (2, 3))
 """Examples of parts whose whole is known: large ones first."""
 FURTHEST = 1021
@@ -31,7 +34,7 @@ def held_sizes(program: ExportedProgram, sizes: Mapping[sympy.Symbol, int]) -> d
     `sizes` are those of the example. One symbol is varied at a time; an assumption that holds at a
     much larger size too is taken for one that always does.
     """
-    counts = list(_counts(program, sizes))
+    counts = set(_counts(program, sizes))
     found = {}
     for symbol, size in sizes.items():
         others = {other: value for other, value in sizes.items() if other != symbol}
@@ -44,15 +47,20 @@ def held_sizes(program: ExportedProgram, sizes: Mapping[sympy.Symbol, int]) -> d
 
 
 def _counts(program: ExportedProgram, sizes: Mapping[sympy.Symbol, int]) -> Iterator[sympy.Expr]:
-    """Assumptions that an expression in known sizes equals a number of at least two: a number of
-    rounds or of parts. (That something is one, or is divisible, decides about strides as well.)"""
+    """Assumptions that an expression in known sizes equals a number. Those that something is one or
+    nothing count where the model's own code makes them; torch does for the sake of strides."""
     env = _environment(program)
-    for expr in {guard.expr for guard in env.guards} if env else ():
+    for guard in env.guards if env else ():
+        expr = guard.expr
         if not isinstance(expr, sympy.Eq) or not expr.free_symbols <= set(sizes):
             continue
         number = next((side for side in expr.args if side.is_Integer), None)
-        if number is not None and number >= 2:
+        if number is not None and (number >= 2 or not _is_of_torch(guard.sloc.framework_loc)):
             yield expr
+
+
+def _is_of_torch(frame: Any) -> bool:
+    return str(getattr(frame, "filename", "")).startswith(_TORCH)
 
 
 Solved = dict[sympy.Symbol, sympy.Expr]

@@ -59,6 +59,8 @@ class Imported:
     graph: Graph
     constants: Mapping[str, npt.NDArray[Any]]
     warnings: tuple[Diagnostic, ...]
+    held: frozenset[str]
+    """Names of sizes that cannot vary freely."""
 
     @property
     def static_sizes(self) -> set[int]:
@@ -87,7 +89,7 @@ def import_program(
     fixed = name_symbols(program, dynamic, symbols)
     importer = _Importer(program, module, symbols)
     graph = importer.run(name)
-    return Imported(graph, importer.constants, tuple(fixed))
+    return Imported(graph, importer.constants, tuple(fixed), frozenset(symbols.held))
 
 
 class _Importer:

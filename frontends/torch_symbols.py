@@ -39,6 +39,7 @@ class Symbols:
     names: dict[sympy.Symbol, str] = field(default_factory=dict)
     agreements: Solved = field(default_factory=dict)
     agreed: dict[sympy.Symbol, int] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
 
     def name(self, symbol: sympy.Symbol, wanted: str) -> str:
         return self.names.setdefault(symbol, wanted)
@@ -122,6 +123,7 @@ def name_symbols(
     for key, dim, name, expr in varying:
         limits = held.get(expr) or _narrowed(program.range_constraints.get(expr))
         if limits is not None:
+            symbols.held.add(name)
             fixed.append(_fixed(key, dim, name, limits))
     return fixed
 
