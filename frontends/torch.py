@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -19,22 +19,22 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
+import sympy
 import torch
 from torch import nn
-from torch.export import _trace
+from torch.export import ExportedProgram, _trace
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunec.frontends.torch_expand import expanded
 from prunec.frontends.torch_fake import fake_inputs, fake_mode, faked
+from prunec.frontends.torch_guards import held_sizes
 from prunec.frontends.torch_import import Imported, import_program
 from prunec.frontends.torch_repeat import find_runs, shortened
+from prunec.frontends.torch_symbols import Dynamic, fixed_dimension, input_dims
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 from prunec.ir.graph import Graph
 
 __all__ = ["Dynamic", "Traced", "trace"]
-
-Dynamic = Mapping[str, Mapping[int, str]]
-"""Which dimensions of which inputs vary, and what they are called."""
 
 _SMALLEST_PRIME = 5
 _ATTEMPTS = 4
@@ -68,20 +68,60 @@ def trace(
 
     Only shapes and dtypes of `example` are used. A dimension named in `dynamic` is traced at a
     prime size that divides no static size of the model, and dimensions of one name share one
-    symbol; the size it has in `example` is ignored. Raises PrunecError when the exporter cannot
-    trace the module.
+    symbol; the size it has in `example` is ignored. One that decides how often a loop of the module
+    goes round is traced at the size it has in `example`, with a warning. Raises PrunecError when
+    the exporter cannot trace the module.
     """
     dynamic = dynamic or {}
     static = _static_sizes(module, example, dynamic)
+    told: list[Diagnostic] = []
     for _ in range(_ATTEMPTS):
         sizes = _prime_sizes(dynamic, static)
-        imported = _imported(module, _resized(example, dynamic, sizes), dynamic, sizes, name)
+        try:
+            imported = _imported(module, _resized(example, dynamic, sizes), dynamic, sizes, name)
+        except _Held as held:
+            told += held.warnings(example)
+            dynamic = _without(dynamic, {name for *_, name in held.fixed})
+            static = _static_sizes(module, example, dynamic)
+            continue
         met = imported.static_sizes
-        vary = [sizes[n] for n in imported.graph.symbols if n in sizes and n not in imported.held]
+        vary = [sizes[name] for name in imported.graph.symbols if name in sizes]
         if not any(_divides(prime, met) for prime in vary):  # those that were fixed stay so
             break
         static |= met
-    return Traced(imported.graph, module, imported.constants, imported.warnings)
+    return Traced(imported.graph, module, imported.constants, (*told, *imported.warnings))
+
+
+class _Held(Exception):
+    """Dimensions (input, dimension, name) that decide how often a loop goes round, which a trace
+    cannot leave open."""
+
+    def __init__(self, fixed: Sequence[tuple[str, int, str]]) -> None:
+        super().__init__(fixed)
+        self.fixed = fixed
+
+    def warnings(self, example: Mapping[str, Any]) -> list[Diagnostic]:
+        return [
+            fixed_dimension(key, dim, name, f"{example[key].shape[dim]}, as in the example")
+            for key, dim, name in self.fixed
+        ]
+
+
+def _check_held(program: ExportedProgram, dynamic: Dynamic, example: Mapping[str, Any]) -> None:
+    """Raises _Held for dimensions that decide how often a loop goes round."""
+    dims = list(input_dims(program, dynamic))
+    symbols = {e: example[key].shape[dim] for key, dim, _, e in dims if isinstance(e, sympy.Symbol)}
+    held = held_sizes(program, symbols)
+    if held:
+        fixed = [(key, dim, name) for key, dim, name, expr in dims if expr in held]
+        raise _Held(fixed)
+
+
+def _without(dynamic: Dynamic, names: set[str]) -> Dynamic:
+    return {
+        key: {dim: name for dim, name in dims.items() if name not in names}
+        for key, dims in dynamic.items()
+    }
 
 
 def _imported(
@@ -124,8 +164,11 @@ def _export(
         inputs = fake_inputs(example, mode)
         try:
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+            _check_held(program, dynamic, example)
             if any(map(_is_transform, program.graph.nodes)):  # vmap, written out by decomposing
                 program = program.run_decompositions({})
+        except _Held:
+            raise
         except Exception as error:  # the exporter raises many unrelated types
             raise _not_exportable(module, error) from error
     return import_program(program, module, name=name, dynamic=dynamic, sizes=sizes)

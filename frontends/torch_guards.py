@@ -28,22 +28,21 @@ FURTHEST = 1021
 """How much larger than the example the size is that ought to do as well."""
 
 
-def held_sizes(program: ExportedProgram, sizes: Mapping[sympy.Symbol, int]) -> dict[Any, str]:
-    """The symbols that cannot vary freely, and where the trace holds for each, in words.
+def held_sizes(
+    program: ExportedProgram, sizes: Mapping[sympy.Symbol, int]
+) -> frozenset[sympy.Symbol]:
+    """The symbols that cannot vary freely. `sizes` are those of the example.
 
-    `sizes` are those of the example. One symbol is varied at a time; an assumption that holds at a
-    much larger size too is taken for one that always does.
+    One symbol is varied at a time; an assumption that holds at a much larger size too is taken for
+    one that always does.
     """
     counts = set(_counts(program, sizes))
-    found = {}
+    found = set()
     for symbol, size in sizes.items():
-        others = {other: value for other, value in sizes.items() if other != symbol}
-        own = {count.xreplace(others) for count in counts if symbol in count.free_symbols}
-        broken = {count for count in own if not _holds(count, symbol, FURTHEST + size)}
-        if broken:
-            lower, upper = (_last(broken, symbol, size, step) for step in (-1, 1))
-            found[symbol] = str(size) if lower == upper else f"sizes from {lower} to {upper}"
-    return found
+        tried = {s: sympy.Integer(n) for s, n in {**sizes, symbol: size + FURTHEST}.items()}
+        if any(count.xreplace(tried) == sympy.false for count in counts):
+            found.add(symbol)
+    return frozenset(found)
 
 
 def _counts(program: ExportedProgram, sizes: Mapping[sympy.Symbol, int]) -> Iterator[sympy.Expr]:
@@ -103,14 +102,3 @@ def _environment(program: ExportedProgram) -> ShapeEnv | None:
     values = (node.meta.get("val") for node in program.graph.nodes)
     modes = (getattr(value, "fake_mode", None) for value in values)
     return next((mode.shape_env for mode in modes if mode is not None), None)
-
-
-def _last(counts: set[sympy.Expr], symbol: sympy.Symbol, size: int, step: int) -> int:
-    """The last size on the way from `size` at which all of the assumptions hold."""
-    while size + step >= 1 and all(_holds(count, symbol, size + step) for count in counts):
-        size += step
-    return size
-
-
-def _holds(count: sympy.Expr, symbol: sympy.Symbol, size: int) -> bool:
-    return bool(count.xreplace({symbol: sympy.Integer(size)}) != sympy.false)

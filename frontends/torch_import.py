@@ -59,8 +59,6 @@ class Imported:
     graph: Graph
     constants: Mapping[str, npt.NDArray[Any]]
     warnings: tuple[Diagnostic, ...]
-    held: frozenset[str]
-    """Names of sizes that cannot vary freely."""
 
     @property
     def static_sizes(self) -> set[int]:
@@ -89,7 +87,7 @@ def import_program(
     fixed = name_symbols(program, dynamic, symbols)
     importer = _Importer(program, module, symbols)
     graph = importer.run(name)
-    return Imported(graph, importer.constants, tuple(fixed), frozenset(symbols.held))
+    return Imported(graph, importer.constants, tuple(fixed))
 
 
 class _Importer:

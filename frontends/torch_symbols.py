@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,14 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-from prunec.frontends.torch_guards import Solved, agreeing_sizes, agreements, held_sizes
+from prunec.frontends.torch_guards import Solved, agreeing_sizes, agreements
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ir.graph import Dim
 
-__all__ = ["Symbols", "name_symbols"]
+__all__ = ["Dynamic", "Symbols", "fixed_dimension", "input_dims", "name_symbols"]
+
+Dynamic = Mapping[str, Mapping[int, str]]
+"""Which dimensions of which inputs vary, and what they are called."""
 
 
 class _Printer(PythonPrinter):
@@ -39,7 +42,6 @@ class Symbols:
     names: dict[sympy.Symbol, str] = field(default_factory=dict)
     agreements: Solved = field(default_factory=dict)
     agreed: dict[sympy.Symbol, int] = field(default_factory=dict)
-    held: set[str] = field(default_factory=set)
 
     def name(self, symbol: sympy.Symbol, wanted: str) -> str:
         return self.names.setdefault(symbol, wanted)
@@ -98,37 +100,37 @@ def _narrowed(within: ValueRanges[Any] | None) -> str | None:
     return f"at least {within.lower}{upper}"
 
 
-def name_symbols(
-    program: ExportedProgram, dynamic: Mapping[str, Mapping[int, str]], symbols: Symbols
-) -> list[Diagnostic]:
+def name_symbols(program: ExportedProgram, dynamic: Dynamic, symbols: Symbols) -> list[Diagnostic]:
     """Name the symbols of the input dimensions; report those that did not stay symbolic."""
-    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
     fixed = []
-    varying = []
-    for key, dims in dynamic.items():
-        for dim, name in dims.items():
-            if key not in values:
-                continue
-            size = values[key].shape[dim]
-            expr = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
-            if isinstance(expr, sympy.Symbol):
-                symbols.name(expr, name)
-                varying.append((key, dim, name, expr))
-            else:
-                fixed.append(_fixed(key, dim, name, str(expr)))
-    known = {expr: symbols.sizes[name] for *_, name, expr in varying}
-    symbols.agreements = agreements(program)
-    symbols.agreed = agreeing_sizes(symbols.agreements, known)
-    held = held_sizes(program, known)
-    for key, dim, name, expr in varying:
-        limits = held.get(expr) or _narrowed(program.range_constraints.get(expr))
+    varying = {}
+    for key, dim, name, expr in input_dims(program, dynamic):
+        if not isinstance(expr, sympy.Symbol):
+            fixed.append(fixed_dimension(key, dim, name, str(expr)))
+            continue
+        symbols.name(expr, name)
+        varying[expr] = symbols.sizes[name]
+        limits = _narrowed(program.range_constraints.get(expr))
         if limits is not None:
-            symbols.held.add(name)
-            fixed.append(_fixed(key, dim, name, limits))
+            fixed.append(fixed_dimension(key, dim, name, limits))
+    symbols.agreements = agreements(program)
+    symbols.agreed = agreeing_sizes(symbols.agreements, varying)
     return fixed
 
 
-def _fixed(key: str, dim: int, name: str, to: str) -> Diagnostic:
+def input_dims(
+    program: ExportedProgram, dynamic: Dynamic
+) -> Iterator[tuple[str, int, str, sympy.Expr]]:
+    """Input, dimension, name and size of the dimensions that were asked to vary."""
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    for key, dims in dynamic.items():
+        for dim, name in dims.items() if key in values else ():
+            size = values[key].shape[dim]
+            expr = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+            yield key, dim, name, expr
+
+
+def fixed_dimension(key: str, dim: int, name: str, to: str) -> Diagnostic:
     return Diagnostic(
         "P131",
         f"the model fixes dimension {dim} of input {key} ({name}) to {to}",
