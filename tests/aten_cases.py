@@ -515,6 +515,12 @@ def slice_scatter(b: Builder) -> tuple[Ref, ...]:
     return b.down(first), b.down(inner), b.down(b.call(name, b.up(10), b.up(10), 2))
 
 
+def select_scatter(b: Builder) -> Ref:
+    """The first row of one value over that of another."""
+    row = b.call("aten.select.int", b.up(12), 1, 0)
+    return b.down(b.call("aten.select_scatter.default", b.up(12), row, 1, 0))
+
+
 def weight_norm(b: Builder) -> Ref:
     """One layer by its outputs, the next by its inputs."""
     first = b.call("aten._weight_norm.default", b.weight(8, 12), b.weight(8, 1), 0)
@@ -965,6 +971,7 @@ CASES: dict[str, Case] = {
     "aten.select": case(select, 4),
     "aten.unbind": case(unbind, 4),
     "aten.slice": both(case(slices, 4, 8, 2, 6), case(interleaved, 6)),
+    "aten.select_scatter": case(select_scatter, 12),
     "aten.slice_scatter": case(slice_scatter, 4, 8, 2, 5, 4, 10),
     "aten.narrow": case(narrow, 3, 4, 5),
     "aten.split": case(parts("aten.split.Tensor", 4), 4),

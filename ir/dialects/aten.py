@@ -139,6 +139,7 @@ RULES: dict[str, Rule] = {
     "aten.select": parts.select,
     "aten.unbind": parts.unbind,
     "aten.slice": parts.slice_,
+    "aten.select_scatter": parts.select_scatter,
     "aten.slice_scatter": parts.slice_scatter,
     "aten.narrow": parts.narrow,
     **dict.fromkeys(

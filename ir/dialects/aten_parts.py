@@ -17,6 +17,7 @@ __all__ = [
     "pad",
     "pieces",
     "select",
+    "select_scatter",
     "slice_",
     "slice_scatter",
     "split",
@@ -92,6 +93,15 @@ def slice_scatter(t: Typing, op: Op) -> list[Dims] | None:
     if bounds != (0, t.axes.size(x[d])):
         part[d] = _slice_static(t, op, x[d], bounds, given, position=3)
     t.unify(part, source)
+    return [x]
+
+
+def select_scatter(t: Typing, op: Op) -> list[Dims]:
+    """Writes a value over one index of another one."""
+    x = list(t.of(op.args[0]))
+    d = dim_of(argument(op, 2, "dim"), len(x))
+    t.axes.pin(x[d], "one index of it is written by number")
+    t.unify([axis for i, axis in enumerate(x) if i != d], t.of(op.args[1]))
     return [x]
 
 
