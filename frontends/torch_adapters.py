@@ -10,13 +10,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 from unittest import mock
 
+import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import Cache, PreTrainedModel, masking_utils
 from transformers.exporters import exporter_dynamo  # noqa: F401  fills the table of patches
 from transformers.exporters.utils import apply_patches
 from transformers.utils.generic import ModelOutput
 
-__all__ = ["batched_experts", "configs_of", "eager_attention", "traceable"]
+__all__ = ["answered", "batched_experts", "configs_of", "eager_attention", "traceable"]
 
 
 @contextmanager
@@ -115,6 +117,38 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
     finally:
         for c, before in saved:  # outer ones first: they set those inside of them
             c._attn_implementation = before
+
+
+@contextmanager
+def answered(general: bool) -> Iterator[None]:
+    """Within the block a branch on whether any or all entries of something are true has an answer.
+
+    In general some are and not all are: code asks in order to leave work out. Its opposite is the
+    plain case, as of a mask that hides nothing.
+    """
+    answers: Any = WeakTensorKeyDictionary()
+
+    def asking(original: Any, answer: bool) -> Any:
+        def ask(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            found = original(tensor, *args, **kwargs)
+            if not args and not kwargs:
+                answers[found] = answer
+            return found
+
+        return ask
+
+    def reading(original: Any) -> Any:
+        return lambda tensor: answers[tensor] if tensor in answers else original(tensor)
+
+    with ExitStack() as within:
+        for owner in (torch, torch.Tensor):
+            for name, answer in (("any", general), ("all", not general)):
+                asked = asking(getattr(owner, name), answer)
+                within.enter_context(mock.patch.object(owner, name, asked))
+        for name in ("__bool__", "item"):
+            read = reading(getattr(torch.Tensor, name))
+            within.enter_context(mock.patch.object(torch.Tensor, name, read))
+        yield
 
 
 def _held(model: nn.Module) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prunec.frontends.torch import Dynamic, Traced, trace
-from prunec.frontends.torch_adapters import configs_of, eager_attention, traceable
+from prunec.frontends.torch_adapters import answered, configs_of, eager_attention, traceable
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 from prunec.ir.graph import Graph
 
@@ -46,24 +46,31 @@ def trace_hf(
 
 def _traced(model: Any, example: Mapping[str, Any], dynamic: Dynamic, name: str) -> Traced:
     """Trace, and where that fails give up one thing after the other: fused attention, the mask
-    (some models branch on what is in it), sizes that vary."""
-    rest = {key: value for key, value in example.items() if key != MASK}
-    unmasked = () if len(rest) in (0, len(example)) else (_unmasked(name),)
+    (some models branch on what is in it), branches on data, sizes that vary."""
     try:
         return trace(model, example, dynamic=dynamic, name=name)
     except PrunecError as error:
         first = error
     with suppress(PrunecError), eager_attention(model):
         return trace(model, example, dynamic=dynamic, name=name)
-    if unmasked:
+    rest = {key: value for key, value in example.items() if key != MASK}
+    if 0 < len(rest) < len(example):
         with suppress(PrunecError):
             traced = trace(model, rest, dynamic=_only(dynamic, rest), name=name)
-            return replace(traced, warnings=(*traced.warnings, *unmasked))
-    if dynamic:
+            return _warned(traced, _unmasked(name))
+    for varying in (dynamic, {}) if dynamic else ({},):
+        fixed = [_of_one_size(name, first)] if varying != dynamic else []
         with suppress(PrunecError):
-            traced = trace(model, example, name=name)
-            return replace(traced, warnings=(*traced.warnings, _of_one_size(name, first)))
+            return _warned(trace(model, example, dynamic=varying, name=name), *fixed)
+        for general in (True, False):
+            with suppress(PrunecError), answered(general):
+                traced = trace(model, example, dynamic=varying, name=name)
+                return _warned(traced, _assuming(name, general, first), *fixed)
     raise first
+
+
+def _warned(traced: Traced, *warnings: Diagnostic) -> Traced:
+    return replace(traced, warnings=(*traced.warnings, *warnings))
 
 
 def _only(dynamic: Dynamic, example: Mapping[str, Any]) -> Dynamic:
@@ -76,6 +83,17 @@ def _unmasked(name: str) -> Diagnostic:
         f"{name} branches on the values of {MASK}: it was traced without",
         where=f"input {MASK}",
         help="the exported model reads whole sequences only; do not pad them",
+    )
+
+
+def _assuming(name: str, general: bool, error: PrunecError) -> Diagnostic:
+    some = "some entries but not all" if general else "none or all entries"
+    return Diagnostic(
+        "P143",
+        f"{name} branches on whether any, or all, entries of a value are true: it was traced as it "
+        f"does where {some} are",
+        where=error.diagnostics[0].where,
+        help="look at that line: the exported model does the same for all data",
     )
 
 

@@ -262,6 +262,30 @@ def test_a_mask_that_is_branched_on_is_left_out() -> None:
     assert [warning.code for warning in found.warnings] == ["P142"]
 
 
+class Asking(nn.Module):
+    """Asks whether any value is true; only one of the two ways may be possible while tracing."""
+
+    def __init__(self, possible: bool) -> None:
+        super().__init__()
+        self.possible = possible
+
+    def forward(self, x: Tensor) -> Tensor:
+        negative = x < 0
+        some = bool(negative.any())
+        if some == self.possible:
+            return x.exp()
+        raise ValueError
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_a_branch_on_whether_any_value_is_true(possible: bool) -> None:
+    found = trace_hf(Asking(possible), example={"x": torch.zeros(3, 4)}, dynamic={"x": {0: "n"}})
+    assert [op.name for op in found.graph.ops] == ["aten.exp.default"]
+    (warning,) = found.warnings
+    assert warning.code == "P143"
+    assert ("some entries but not all" in warning.message) is possible
+
+
 class Tied(nn.Module):
     """Embedding and head share a weight, and a buffer stands on its own."""
 
