@@ -37,6 +37,7 @@ __all__ = [
     "run",
     "say",
     "source_hash",
+    "speaks",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,6 +192,12 @@ def model(name: str) -> Path:
 
     found: Path = models.ensure(name)
     return found
+
+
+def speaks(folder: Path) -> bool:
+    """Whether the model in a folder predicts tokens, by its own configuration."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return any("CausalLM" in name for name in config.get("architectures") or ())
 
 
 def cache(given: Path | None = None) -> Path:

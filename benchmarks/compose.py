@@ -41,6 +41,7 @@ from common import (
     prunec,
     say,
     source_hash,
+    speaks,
 )
 from common import run as measured
 from compose_page import write_page
@@ -230,20 +231,14 @@ def _sizes(file: Path) -> Document:
 def _quality(bench: Bench, name: str, file: Path) -> Document:
     """Perplexity, or similarity where the model is no language model."""
     asked, dense = bench.asked, model(name)
-    window = asked.window if _speaks(dense) else min(asked.window, 512)
+    window = asked.window if speaks(dense) else min(asked.window, 512)
     call = [
         "eval", file, "--tokenizer", dense, "--data", bench.text, "--max-windows", asked.windows,
         "--window", window, "--json",
     ]  # fmt: skip
-    against = [] if _speaks(dense) else ["--against", dense]
+    against = [] if speaks(dense) else ["--against", dense]
     row = measured(prunec(*map(str, [*call, *against]))).expect(0).json()["rows"][-1]
     return {"perplexity": row["perplexity"], "similarity": row["similarity"]}
-
-
-def _speaks(dense: Path) -> bool:
-    """Whether the model predicts tokens, by its own configuration."""
-    config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
-    return any("CausalLM" in name for name in config.get("architectures") or ())
 
 
 def _speed(bench: Bench, file: Path) -> Document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,44 @@ def test_factors_learn_without_gates(home: Path) -> None:
     assert [r["rank"] for r in taught["layers"]] == [r["rank"] for r in once["layers"]]
     assert taught["sources"][0]["pruned"] < once["sources"][0]["pruned"]
     assert {r["error"] for r in taught["layers"]} == {None}
+
+
+def test_an_interrupted_training_goes_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same factors, bit for bit, from the checkpoint at step 50 of the gates."""
+
+    def given(out: str) -> tuple[object, ...]:
+        return asked(home, "-o", tmp_path / out, "--ranks", "gates", "--steps", 80, "--resume")
+
+    assert run(*given("whole"))[0] == 0
+    counted = Budget.forward
+
+    def stopped(self: Budget) -> torch.Tensor:
+        if self.step >= 55:
+            raise KeyboardInterrupt
+        return counted(self)
+
+    monkeypatch.setattr(Budget, "forward", stopped)
+    with contextlib.suppress(KeyboardInterrupt):
+        run(*given("broken"))
+    assert not (tmp_path / "broken").exists()
+    steps: list[float] = []
+
+    def watched(self: Budget) -> torch.Tensor:
+        steps.append(float(self.step))
+        return counted(self)
+
+    monkeypatch.setattr(Budget, "forward", watched)
+    code, report = run(*given("broken"))
+    assert code == 0, report
+    assert steps == list(range(50, 60)), "those that were missing"
+    stored = [onnx.load(tmp_path / out / "onnx" / "model.onnx") for out in ("whole", "broken")]
+    whole, broken = ({i.name: i for i in model.graph.initializer} for model in stored)
+    assert whole.keys() == broken.keys()
+    for name, tensor in whole.items():
+        given_, wanted = (onnx.numpy_helper.to_array(t) for t in (broken[name], tensor))
+        np.testing.assert_array_equal(given_, wanted, err_msg=name)
 
 
 def test_mistakes(home: Path, tmp_path: Path) -> None:
