@@ -18,6 +18,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnus
 
 from prunec.backends.interpreter import draws
 from prunec.backends.onnx_build import ONNX_DTYPES, Builder, Rules, Unsupported
+from prunec.backends.onnx_complex import COMPLEX, as_pairs, is_complex
 from prunec.backends.onnx_nn import NN
 from prunec.backends.onnx_pointwise import POINTWISE
 from prunec.backends.onnx_reduce import REDUCE
@@ -26,7 +27,7 @@ from prunec.backends.onnx_weights import stored
 from prunec.ir.diagnostics import PrunecError, fail
 from prunec.ir.graph import Dim, Graph, Op, TensorType
 
-__all__ = ["OPSET", "RULES", "emit", "to_onnx"]
+__all__ = ["COMPLEX", "OPSET", "RULES", "emit", "to_onnx"]
 
 OPSET = 20
 """The oldest version with all that the rules use (Gelu); nothing newer runs faster."""
@@ -115,6 +116,11 @@ def _write(b: Builder, op: Op) -> None:
 
 
 def _results(b: Builder, op: Op) -> Sequence[ir.Value]:
+    if is_complex(b, op):
+        if op.name not in COMPLEX:
+            raise Unsupported(f"{op.name} of complex numbers")
+        written = COMPLEX[op.name](b, op)
+        return [written] if isinstance(written, ir.Value) else written
     rule = RULES.get(op.name)
     try:
         if rule is None:
@@ -129,6 +135,7 @@ def _results(b: Builder, op: Op) -> Sequence[ir.Value]:
 
 def _describe(value: ir.Value, name: str, type_: TensorType) -> None:
     value.name = name
+    type_ = as_pairs(type_)
     value.type = ir.TensorType(_dtype(type_.dtype))
     value.shape = _shape(type_.shape)
 

@@ -155,7 +155,12 @@ class Builder:
         if isinstance(arg, Ref):
             found = self.values[arg.name]
             own = self.graph.types[arg.name].dtype
-            return found if dtype is None or own == dtype else self.cast(found, dtype)
+            if dtype is None or own == dtype:
+                return found
+            if own == "index":  # a vector of one; here it is a number among others
+                found = self.op("Squeeze", found, self.ints(0))
+                own = "i64"
+            return found if own == dtype else self.cast(found, dtype)
         if not isinstance(arg, bool | int | float):
             raise Unsupported(f"operand {arg!r}")
         assert dtype is not None, "a number takes the dtype of what it meets"

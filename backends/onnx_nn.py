@@ -32,7 +32,8 @@ def _linear(b: Builder, op: Op) -> ir.Value:
     """The weight keeps its [out, in] layout in the file; runtimes fold the transposition."""
     x, weight = op.args[:2]
     bias = _argument(op, 2, None)
-    product = b.op("MatMul", b.value(x), _transposed(b, weight))
+    one = b.rank(weight) == 1  # a single output, which has no dimension
+    product = b.op("MatMul", b.value(x), b.value(weight) if one else _transposed(b, weight))
     return b.op("Add", product, b.value(bias)) if bias is not None else product
 
 

@@ -183,6 +183,25 @@ def _same_extent(b: Builder, index: Arg, source: Arg) -> None:
         raise Unsupported("scatter from a larger source")
 
 
+def _index_add(b: Builder, op: Op) -> ir.Value:
+    """Rows added to those that an index names; ScatterND wants them in the first dimension."""
+    target, dim, index, source = op.args[:4]
+    assert isinstance(dim, int)
+    dtype = op.types[0].dtype
+    places = b.op("Unsqueeze", b.value(index, "i64"), b.ints(-1))
+    into, added = b.value(target), b.value(source, dtype)
+    alpha = op.kwarg("alpha", 1)
+    if alpha != 1:
+        added = b.op("Mul", added, b.value(alpha, dtype))
+    if not dim:
+        return b.op("ScatterND", into, places, added, reduction="add")
+    order = list(range(b.rank(target)))
+    order[0], order[dim] = dim, 0  # its own inverse
+    into, added = (b.op("Transpose", value, perm=order) for value in (into, added))
+    found = b.op("ScatterND", into, places, added, reduction="add")
+    return b.op("Transpose", found, perm=order)
+
+
 def _index_select(b: Builder, op: Op) -> ir.Value:
     source, dim, index = op.args
     assert isinstance(dim, int)
@@ -271,6 +290,7 @@ REDUCE: Rules = {
     "aten.gather.default": _gather,
     **dict.fromkeys(("aten.scatter.src", "aten.scatter.value"), _scatter("none")),
     "aten.scatter_add.default": _scatter("add"),
+    "aten.index_add.default": _index_add,
     "aten.index_select.default": _index_select,
     "aten.embedding.default": _embedding,
     "aten.index.Tensor": _index,

@@ -19,6 +19,8 @@ def _reshape(b: Builder, op: Op) -> ir.Value:
     wanted = op.args[1]
     assert isinstance(wanted, tuple)
     result, source = op.types[0], b.type(op.args[0])
+    if 0 in result.shape:  # a 0 would be read as "as in the source"
+        return b.op("Reshape", b.value(op.args[0]), b.shape(wanted, result), allowzero=1)
     return b.op("Reshape", b.value(op.args[0]), b.shape(wanted, result, source))
 
 
@@ -113,6 +115,16 @@ def _split(b: Builder, op: Op) -> Sequence[ir.Value]:
         raise Unsupported("parts of computed sizes")
     lengths = b.const(sizes)
     return b.many("Split", b.value(op.args[0]), lengths, outputs=len(sizes), axis=dim)
+
+
+def _chunk(b: Builder, op: Op) -> Sequence[ir.Value]:
+    """Parts of computed sizes too: as many alike as go, and what is left."""
+    dim, count = _dim(op, 2), len(op.types)
+    if all(isinstance(t.shape[dim], int) for t in op.types):
+        return _split(b, op)
+    if op.args[1] != count:
+        raise Unsupported("fewer parts than asked for")
+    return b.many("Split", b.value(op.args[0]), outputs=count, axis=dim, num_outputs=count)
 
 
 def _unbind(b: Builder, op: Op) -> Sequence[ir.Value]:
@@ -273,6 +285,14 @@ def _constant(b: Builder, op: Op, sizes: Arg, number: Arg) -> ir.Value:
     return b.op("Expand", fill, b.op("Shape", b.value(op.args[0])))
 
 
+def _item(b: Builder, op: Op) -> ir.Value:
+    """A number out of a tensor; a size, as all of them, as a vector of one."""
+    value = b.value(op.args[0])
+    if op.types[0].dtype != "index":
+        return b.op("Reshape", value, b.const([], "i64"))
+    return b.op("Reshape", b.cast(value, "i64"), b.ints(1))
+
+
 def _sym_size(b: Builder, op: Op) -> ir.Value:
     return b.dim(b.value(op.args[0]), _dim(op, 1))
 
@@ -321,10 +341,10 @@ SHAPE: Rules = {
             "aten.split.Tensor",
             "aten.split.sizes",
             "aten.split_with_sizes.default",
-            "aten.chunk.default",
         ),
         _split,
     ),
+    "aten.chunk.default": _chunk,
     "aten.unbind.int": _unbind,
     "aten.slice.Tensor": _slice,
     "aten.select.int": _select,
@@ -345,6 +365,7 @@ SHAPE: Rules = {
     "aten.new_full.default": _new_full,
     "aten.full_like.default": _full_like,
     "aten.scalar_tensor.default": _scalar_tensor,
+    "aten.item.default": _item,
     "aten.sym_size.int": _sym_size,
     "py.add": _sizes("Add"),
     "py.sub": _sizes("Sub"),

@@ -158,6 +158,7 @@ SHAPE: dict[str, Case] = {
             x.reshape(-1, 4),
             x.reshape(3, x.shape[0], 2, 2),
             x.reshape(1, x.shape[0] * 3, -1),
+            x[..., :0].reshape(x.shape[0], 1, 0, 3),
         ),
         X,
     ),
@@ -183,7 +184,7 @@ SHAPE: dict[str, Case] = {
     "aten.split.Tensor": case(lambda x: x.split(3, 2), X),
     "aten.split.sizes": case(lambda x: aten.split.sizes(x, [1, 3], 2), X),
     "aten.split_with_sizes.default": case(lambda x: x.split([1, 3], 2), X),
-    "aten.chunk.default": case(lambda x: x.chunk(3, 2), X),
+    "aten.chunk.default": case(lambda x: (x.chunk(3, 2), torch.cat([x, x]).chunk(2, 0)), X),
     "aten.unbind.int": case(lambda x: x.unbind(1), X),
     "aten.slice.Tensor": case(
         lambda x: (x[:, 1:], x[..., ::2], x[1:], x[..., -2:], x[: x.shape[0] - 1], x[-1:]), X
@@ -275,6 +276,19 @@ REDUCE: dict[str, Case] = {
     "aten.gather.default": case(lambda x, i: x.gather(1, i), X, places(2, 3, 4)),
     "aten.scatter.src": case(lambda x, i, y: x.scatter(1, i, y), X, places(2, 1, 4), rand(2, 1, 4)),
     "aten.scatter.value": case(lambda x, i: x.scatter(1, i, 2.5), X, places(2, 1, 4)),
+    "aten.index_add.default": case(
+        lambda x, i, y: (
+            x.index_add(1, i, y),
+            x.index_add(2, i, x[..., :3], alpha=3),
+            x[0].index_add(0, i, y[0]),
+        ),
+        X,
+        places(3),
+        Y,
+    ),
+    "aten.item.default": case(
+        lambda x, i: (x[:, : i[0].item() + 1].sum(1), x * i.sum().item()), X, places(2)
+    ),
     "aten.scatter_add.default": case(lambda x, i, y: x.scatter_add(1, i, y), X, places(2, 3, 4), Y),
     "aten.index_select.default": case(lambda x, i: x.index_select(1, i), X, places(2)),
     "aten.embedding.default": case(
@@ -298,7 +312,10 @@ REDUCE: dict[str, Case] = {
 
 NN: dict[str, Case] = {
     "aten.linear.default": case(
-        lambda x, w, c: (nnf.linear(x, w), nnf.linear(x, w, c)), X, rand(5, 4), rand(5)
+        lambda x, w, c: (nnf.linear(x, w), nnf.linear(x, w, c), nnf.linear(x, w[0])),
+        X,
+        rand(5, 4),
+        rand(5),
     ),
     "aten.matmul.default": case(lambda x, y: x @ y, X, rand(2, 4, 5)),
     "aten.mm.default": case(torch.mm, rand(2, 3), rand(3, 4)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunec.backends import onnx, onnx_export
 from prunec.frontends.torch import Traced, trace
+from prunec.ir.diagnostics import PrunecError
 
 SIZES = (2, 3)
 
@@ -82,3 +83,36 @@ def test_rule(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert ours.shape == tuple(theirs.shape)
             # float32 sums in another order
             np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Turned(nn.Module):
+    def forward(self, x: Tensor, angle: Tensor, scale: Tensor) -> Tensor:
+        return turned(x, angle, scale)
+
+
+def turned(x: Tensor, angle: Tensor, scale: Tensor) -> Tensor:
+    """Pairs turned and stretched, as rotary embeddings do it."""
+    turn = torch.polar(torch.ones_like(angle), angle).unsqueeze(0)
+    pairs = torch.view_as_complex(x.reshape(x.shape[0], 3, 2, 2))
+    return torch.view_as_real(pairs * turn * scale).flatten(-2)
+
+
+def test_complex_numbers_are_written_as_pairs(tmp_path: Path) -> None:
+    shapes = {"x": (2, 3, 4), "angle": (3, 2), "scale": (3, 1)}
+    found = trace(Turned(), {k: torch.zeros(v) for k, v in shapes.items()}, dynamic={"x": {0: "n"}})
+    assert set(onnx.COMPLEX) <= {op.name for op in found.graph.ops}
+    onnx.emit(found.graph, found.constants, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    given = [torch.randn(shape) for shape in ((5, 3, 4), (3, 2), (3, 1))]
+    (y,) = session.run(None, {k: v.numpy() for k, v in zip(shapes, given, strict=True)})
+    np.testing.assert_allclose(y, turned(*given).numpy(), atol=1e-6)
+
+
+def test_what_else_is_done_with_complex_numbers_is_refused(tmp_path: Path) -> None:
+    class Fourier(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).real
+
+    found = trace(Fourier(), {"x": torch.zeros(2, 4)})
+    with pytest.raises(PrunecError, match=r"P221.*of complex numbers"):
+        onnx.emit(found.graph, found.constants, tmp_path / "model.onnx")
