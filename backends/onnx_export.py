@@ -119,6 +119,8 @@ def _moved(b: Builder, model: ir.Model, operands: list[ir.Value]) -> list[ir.Val
     nodes = list(graph)
     graph.remove(nodes)
     for node in nodes:
+        for value in node.outputs:  # sizes that only the data decide have the same names in each
+            value.shape = None
         b.adopt(node)
     return results
 

@@ -18,7 +18,14 @@ from transformers.exporters import exporter_dynamo  # noqa: F401  fills the tabl
 from transformers.exporters.utils import apply_patches
 from transformers.utils.generic import ModelOutput
 
-__all__ = ["answered", "batched_experts", "configs_of", "eager_attention", "traceable"]
+__all__ = [
+    "answered",
+    "batched_experts",
+    "configs_of",
+    "eager_attention",
+    "every_hit",
+    "traceable",
+]
 
 
 @contextmanager
@@ -119,6 +126,9 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
             c._attn_implementation = before
 
 
+_HITS = ("nonzero", "__iter__", "__format__", "__getitem__")
+
+
 @contextmanager
 def answered(general: bool) -> Iterator[None]:
     """Within the block a branch on whether any or all entries of something are true has an answer.
@@ -149,6 +159,58 @@ def answered(general: bool) -> Iterator[None]:
             read = reading(getattr(torch.Tensor, name))
             within.enter_context(mock.patch.object(torch.Tensor, name, read))
         yield
+
+
+@contextmanager
+def every_hit() -> Iterator[None]:
+    """Within the block a loop over those of `n` that the data hit goes over all `n`: how code finds
+    the experts that some token chose. The others find no rows to work on and add nothing."""
+    plain = {name: getattr(torch.Tensor, name) for name in _HITS}
+    among: Any = WeakTensorKeyDictionary()
+
+    def nonzero(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = plain["nonzero"](tensor, *args, **kwargs)
+        if tensor.dim() == 1 and isinstance(tensor.shape[0], int):
+            among[found] = tensor.shape[0]
+        return found
+
+    def rows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+        if tensor not in among:
+            return iter(plain["__iter__"](tensor))
+        return iter([torch.tensor([number]) for number in range(among[tensor])])
+
+    def written(tensor: torch.Tensor, spec: str) -> str:
+        known = tensor.dim() == 0
+        return format(tensor.item(), spec) if known else str(plain["__format__"](tensor, spec))
+
+    def taken(tensor: torch.Tensor, index: Any) -> Any:
+        return plain["__getitem__"](tensor, _within(tensor, index))
+
+    patched = {"nonzero": nonzero, "__iter__": rows, "__format__": written, "__getitem__": taken}
+    with mock.patch.object(torch, "where", _some_places(torch.where)), ExitStack() as within:
+        for name, function in patched.items():
+            within.enter_context(mock.patch.object(torch.Tensor, name, function))
+        yield
+
+
+def _within(tensor: torch.Tensor, index: Any) -> Any:
+    """An index beyond the last, which no data have, reads the last."""
+    number = getattr(index, "constant", None)  # of a fake tensor whose value is known
+    if number is None or number.numel() != 1 or int(number) < tensor.shape[0]:
+        return index
+    return torch.full_like(index, tensor.shape[0] - 1)
+
+
+def _some_places(where: Any) -> Any:
+    """Where a condition holds: in general in some places."""
+
+    def places(condition: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = where(condition, *args, **kwargs)
+        if not args and not kwargs:
+            torch._check(found[0].shape[0] >= 2)  # type: ignore[no-untyped-call]
+        return found
+
+    return places
 
 
 def _held(model: nn.Module) -> list[Any]:

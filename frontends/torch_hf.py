@@ -11,7 +11,13 @@ from typing import Any
 import torch
 
 from prunec.frontends.torch import Dynamic, Traced, trace
-from prunec.frontends.torch_adapters import answered, configs_of, eager_attention, traceable
+from prunec.frontends.torch_adapters import (
+    answered,
+    configs_of,
+    eager_attention,
+    every_hit,
+    traceable,
+)
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 from prunec.ir.graph import Graph
 
@@ -51,8 +57,9 @@ def _traced(model: Any, example: Mapping[str, Any], dynamic: Dynamic, name: str)
         return trace(model, example, dynamic=dynamic, name=name)
     except PrunecError as error:
         first = error
-    with suppress(PrunecError), eager_attention(model):
-        return trace(model, example, dynamic=dynamic, name=name)
+    for setting in (eager_attention(model), every_hit()):
+        with suppress(PrunecError), setting:
+            return trace(model, example, dynamic=dynamic, name=name)
     rest = {key: value for key, value in example.items() if key != MASK}
     if 0 < len(rest) < len(example):
         with suppress(PrunecError):

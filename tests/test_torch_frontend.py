@@ -14,6 +14,7 @@ from torch.nn import functional as nnf
 from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
+from prunec.backends.interpreter import execute
 from prunec.backends.torch_module import to_fx
 from prunec.frontends.torch import Traced, trace
 from prunec.frontends.torch_hf import example_inputs, trace_hf
@@ -284,6 +285,45 @@ def test_a_branch_on_whether_any_value_is_true(possible: bool) -> None:
     (warning,) = found.warnings
     assert warning.code == "P143"
     assert ("some entries but not all" in warning.message) is possible
+
+
+class HitExperts(nn.Module):
+    """A loop over those experts that some token chose, in the ways that models write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = None
+        self.router = nn.Linear(4, 3, bias=False)
+        self.up = nn.Parameter(torch.randn(3, 6, 4))
+        self.down = nn.ModuleDict({f"expert_{i}": nn.Linear(6, 4) for i in range(3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.router(x).softmax(-1).topk(2)
+        mask = nnf.one_hot(chosen, num_classes=4).permute(2, 1, 0)  # one class more
+        result = torch.zeros_like(x)
+        for expert in mask.sum((-1, -2)).greater(0).nonzero():
+            number = expert[0]
+            if number == 3:
+                continue
+            place, row = torch.where(mask[number])
+            if row.numel() == 0:
+                continue
+            y = nnf.linear(x[row], self.up[number])
+            y = self.down[f"expert_{number}"](y) * weight[row, place, None]
+            result.index_add_(0, row, y)
+        return result
+
+
+def test_a_loop_over_the_experts_that_were_hit() -> None:
+    module = HitExperts().eval()
+    found = trace_hf(module, example={"x": torch.zeros(5, 4)}, dynamic={"x": {0: "n"}})
+    assert found.warnings == ()
+    weights = {name: tensor.detach() for name, tensor in module.named_parameters()}
+    for n in (2, 7):  # with two tokens some expert is not hit
+        x = torch.randn(n, 4)
+        with torch.no_grad():
+            (y,) = execute(found.graph, {**weights, **found.constants}, [{"x": x}])
+            torch.testing.assert_close(torch.as_tensor(next(iter(y.values()))), module(x))
 
 
 class Tied(nn.Module):
