@@ -31,7 +31,7 @@ from prunec.recovery.rows import Rows, batches
 from prunec.recovery.run import writes
 from prunec.recovery.student import Pace, Student
 from prunec.recovery.teacher import Live, run_model
-from prunec.recovery.training import Course, Lesson, fit, held_out_loss
+from prunec.recovery.training import Lesson, fit, held_out_loss
 from prunec.state import State
 
 __all__ = ["FactorTraining", "Worths"]
@@ -143,7 +143,7 @@ class FactorTraining:
 
     def _fit(
         self, name: str, objective: Any, steps: int, paces: tuple[Pace, ...], *, last: bool
-    ) -> Course:
+    ) -> None:
         told, texts = self.told, self.texts
         assert told.lr is not None, "options are settled"
         for parameter in self.model.parameters():
@@ -156,14 +156,15 @@ class FactorTraining:
         rows = Rows(texts.inputs, texts.train, steps * told.batch, told.seed)
         held = batches(texts.inputs, texts.held, told.batch, device)
         before = held_out_loss(objective, self.model.eval(), held)
+        start = {} if last else {n: t.clone() for n, t in student.state().items()}
         with self._folder() as folder, self.progress.step(f"Training {name}", steps) as advance:
             course = fit(student, objective, rows, held, lesson, folder / name, advance)
         self.model.eval()
-        after = held_out_loss(objective, self.model, held)
-        self.notes[name] = {
-            "steps": course.steps, "best_step": course.best, "loss": [before, after]
-        }  # fmt: skip
-        return course
+        after, best = held_out_loss(objective, self.model, held), course.best
+        if start and after > before:
+            student.restore(start)
+            after, best = before, 0
+        self.notes[name] = {"steps": course.steps, "best_step": best, "loss": [before, after]}
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:

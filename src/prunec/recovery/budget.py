@@ -23,7 +23,7 @@ from prunec.recovery.teacher import Batch
 __all__ = ["Budget", "Budgeted"]
 
 
-PENALTY = 10.0
+PENALTY = 300.0
 """Where l2 starts, as augmented Lagrangians do: from 0 a short training ends beside the target."""
 
 
