@@ -49,7 +49,8 @@ class Engine(Protocol):
     def felt(
         self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
     ) -> dict[str, float]:
-        """How much the loss grows for an error in each of the results, of mean square 1."""
+        """How much the loss grows for an error in each of the results, of a square of 1 in all over
+        the batches, of which a few are looked at."""
 
     def divergence(
         self,
@@ -71,6 +72,16 @@ class Engine(Protocol):
         """What a whole model loses without the regions `gone` and each other one, by its name: the
         lower the better. `windows` hold one row each; `step` is called for every region and
         window."""
+
+    def without(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        sets: Sequence[Sequence[Region]],
+        step: Callable[[], None],
+    ) -> list[float]:
+        """The loss of a whole model without each set of regions, in the units of `felt`; only the
+        differences count. `step` is called for every set."""
 
     def distances(
         self, loaded: Loaded, windows: Batches, sets: Sequence[Sequence[Region]]

@@ -106,7 +106,7 @@ def gather(
     scores = {name: found.scores for name, found in ranked.items()}
     curves = {name: found.curve for name, found in ranked.items() if found.curve is not None}
     few = spread(batches, PROBED)
-    weight = _weights(loaded, groups, few, memory, progress) if "weight" in needs else {}
+    weight = _weights(loaded, groups, batches, memory, progress) if "weight" in needs else {}
     divergence = None
     if "divergence" in needs:
         divergence = loaded.engine.divergence(loaded, groups, scores, few)

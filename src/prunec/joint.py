@@ -1,23 +1,18 @@
 """Width and depth in one budget: how many regions go before widths do the rest.
 
 Regions have an order (see `passes.depth`). For each number of them that go, the program without
-them is measured, the widths that still have to go are allocated, and what both cost is added up in
-nats: the increase in loss that was measured, and the error curves of the widths in units of the
-loss. The cheapest sum wins, none and all that it takes being two of the choices.
+them is measured, the widths that still have to go are allocated, and what both cost is added up:
+the increase in loss that was measured (of a file, how far the outputs move), and the error curves
+of the widths in the same units. The cheapest sum wins, none and all that it takes being two of the
+choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-
-from prunec.backends.forward import Forward
-from prunec.breakdown import writes_text
 from prunec.calibrating import Calibrated
-from prunec.damage import damage_of
 from prunec.deciding import Decided
 from prunec.depth import Watched, ordered_regions, without
 from prunec.evidence import gather, in_order
@@ -67,10 +62,10 @@ class Contest:
             raise refusals[-1]
         expected, best = min(plans, key=lambda plan: plan[0])
         names = ", ".join(r.name.partition("/")[0] for r in best.loaded.removed) or "no region"
-        progress.note(
-            f"{names} goes as a whole, of {len(self.order)} in order; expected loss"
-            f" +{expected:.3f} nats"
-        )
+        told = f"loss +{expected:.3f} nats"
+        if self.loaded.file is not None:
+            told = f"distance of the outputs {expected:.3g}"
+        progress.note(f"{names} goes as a whole, of {len(self.order)} in order; expected {told}")
         return best
 
 
@@ -93,7 +88,10 @@ def contest(
         CURVES | allocator.needs, progress,
     )  # fmt: skip
     prefixes = [order[:count] for count in range(len(order) + 1)]
-    losses = _losses(loaded, prefixes, watched.windows, progress)
+    with progress.step("Measuring depth", len(prefixes)) as advance:
+        losses = loaded.engine.without(
+            watched.loaded, watched.windows, prefixes, lambda: advance(1)
+        )
     return Contest(loaded, options, allocator, order, losses, evidence)
 
 
@@ -107,7 +105,7 @@ def _check(loaded: Loaded, options: PruneOptions, criterion: Criterion) -> None:
             help="use --method auto, or prune depth first and then the result",
             exit_code=Exit.USAGE,
         )
-    if not writes_text(loaded):
+    if loaded.file is None and not _writes_text(loaded):
         raise fail(
             "P816",
             "widths and depth are compared by the loss of a model that writes text, and this is"
@@ -116,6 +114,12 @@ def _check(loaded: Loaded, options: PruneOptions, criterion: Criterion) -> None:
             help="prune depth first, then the result with other --groups",
             exit_code=Exit.USAGE,
         )
+
+
+def _writes_text(loaded: Loaded) -> bool:
+    from prunec.breakdown import writes_text  # which needs torch
+
+    return writes_text(loaded)
 
 
 def _planned(
@@ -145,23 +149,3 @@ def _expected(decided: Decided, evidence: Evidence) -> float:
         for name, count in decided.counts.items()
         if name in evidence.curves
     )
-
-
-@torch.no_grad()
-def _losses(
-    loaded: Loaded,
-    prefixes: Sequence[Sequence[Region]],
-    windows: Sequence[Mapping[str, Any]],
-    progress: Progress,
-) -> list[float]:
-    """The loss without each of some sets of regions, in nats a token."""
-    found = []
-    with progress.step("Measuring depth", len(prefixes)) as advance:
-        for gone in prefixes:
-            score = damage_of(loaded, windows)
-            forward = Forward(loaded.without(gone).graph, loaded.weights, windows)
-            for number in range(len(windows)):
-                score(None, number, forward.result(number))
-            found.append(score.found(None).worth)
-            advance(1)
-    return found

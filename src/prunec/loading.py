@@ -81,10 +81,21 @@ class Loaded:
         if self.file is not None:
             from prunec.ort_engine import OrtEngine
 
-            return OrtEngine(self.file, self.whole.graph, self.removed)
+            whole = replace(self.file, graph=self.whole.graph)
+            return OrtEngine(whole, self.left, self.removed)
         from prunec.torch_engine import TorchEngine
 
         return TorchEngine()
+
+    @cached_property
+    def left(self) -> OnnxProgram:
+        """The file without the regions that are removed."""
+        assert self.file is not None, "only files are edited"
+        if not self.removed:
+            return replace(self.file, graph=self.graph)
+        from prunec.onnx_file import shortened
+
+        return shortened(self.file, self.graph)
 
     @property
     def graph(self) -> Graph:

@@ -18,8 +18,10 @@ from prunec.backends.onnx_double import sum_in_double
 from prunec.backends.onnx_edit import Original, edit, save
 from prunec.backends.onnx_masked import masked_model
 from prunec.feeds import Array, Feeds
+from prunec.frontends.onnx import OnnxProgram
 from prunec.interface import Interface
 from prunec.ir.diagnostics import fail
+from prunec.ir.graph import Graph
 from prunec.onnx_feeds import seeded_feeds
 from prunec.output import Formats
 from prunec.passes.rewrite import Rewritten, rewrite
@@ -29,16 +31,39 @@ from prunec.reports import Check, SourceRow
 if TYPE_CHECKING:
     from prunec.run import Outcome
 
-__all__ = ["examples", "output_errors", "pruned_model", "verify", "verify_changed", "write"]
+__all__ = [
+    "examples",
+    "output_errors",
+    "pruned_model",
+    "shortened",
+    "unsliced",
+    "verify",
+    "verify_changed",
+    "write",
+]
 
 LAW_1 = 1e-5
 """Largest relative difference, of sums in float64 where those in float32 differ by more."""
 
 
+def shortened(file: OnnxProgram, graph: Graph) -> OnnxProgram:
+    """The file as if it had been written without what `graph`, its program without some regions,
+    lacks. Weights are shared."""
+    whole = Original(file.model, graph, file.nodes, file.tensors)
+    model = edit(whole, Rewritten(graph, {}), file.weights, set())
+    makers = {value.name: node for node in model.graph for value in node.outputs if value.name}
+    nodes = {
+        op.result: makers[next(value.name for value in old.outputs if value.name)]
+        for op in graph.ops
+        if (old := file.nodes.get(op.result)) is not None
+    }
+    tensors = {name: held for name, held in file.tensors.items() if name in graph.parameters}
+    return OnnxProgram(model, graph, file.weights, nodes, tensors)
+
+
 def _original(pruned: Outcome) -> Original:
-    file = pruned.loaded.file
-    assert file is not None, "only files are edited"
-    return Original(file.model, pruned.loaded.graph, file.nodes, file.tensors)
+    left = pruned.loaded.left
+    return Original(left.model, pruned.loaded.graph, left.nodes, left.tensors)
 
 
 def _rewritten(pruned: Outcome) -> Rewritten:
@@ -60,7 +85,8 @@ def write(pruned: Outcome, path: Path) -> None:
 
 
 def verify(pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
-    """Law 1 on the file as written: it equals the dense one with the removed indices zeroed.
+    """Law 1 on the file as written: it equals the dense one, without the regions that are gone,
+    with the removed indices zeroed.
 
     Differences are told relative to the outputs of the dense model. Where that of the file is too
     large, both run once more with contractions that sum in float64, which tells an error from
@@ -86,6 +112,7 @@ def _law_1(
     dense = _opened(pruned.loaded.source.path)
     found = _opened(stage / Formats.ONNX)
     names = [output.name for output in found.get_outputs()]
+    taken = [given.name for given in found.get_inputs()]
     if wide is not None:
         with _as_file(ir.load(stage / Formats.ONNX), stage, wide) as path:
             found = _opened(path)
@@ -93,6 +120,7 @@ def _law_1(
     interface = Interface(pruned.loaded.graph, pruned.selections)
     for feed in feeds:
         scale = dense.run(names, feed)
+        feed = {name: feed[name] for name in taken}
         model = masked_model(
             _original(pruned), pruned.loaded.coupling, pruned.selections,
             _rewritten(pruned), pruned.dense_weights, feed,
@@ -109,27 +137,31 @@ def _law_1(
 def _floats(pruned: Outcome) -> set[str]:
     """The names of the float32 values of the file."""
     types = pruned.loaded.graph.types
-    assert pruned.loaded.file is not None, "only files are edited"
-    made = ((node, types[result]) for result, node in pruned.loaded.file.nodes.items())
+    made = ((node, types[result]) for result, node in pruned.loaded.left.nodes.items())
     return {str(node.outputs[0].name) for node, type_ in made if type_.dtype == "f32"}
 
 
+@contextmanager
+def unsliced(pruned: Outcome, stage: Path) -> Iterator[Path]:
+    """The file without the regions that are gone, and else as it was."""
+    with _as_file(pruned.loaded.left.model.clone(), stage, ()) as path:
+        yield path
+
+
 def verify_changed(
-    pruned: Outcome, stage: Path, run: Callable[[Feeds], Mapping[str, Array]]
+    pruned: Outcome, path: Path, run: Callable[[Feeds], Mapping[str, Array]]
 ) -> tuple[Check, ...]:
-    """The file as written beside the program that was read, `run` with the changed weights or
-    without the regions that are gone."""
+    """A file of no other widths beside the program that was read, `run` with the changed weights
+    or without the regions that are gone."""
     dense = _opened(pruned.loaded.source.path)
-    found = _opened(stage / Formats.ONNX)
+    found = _opened(path)
     names = [output.name for output in found.get_outputs()]
+    taken = [given.name for given in found.get_inputs()]
     worst = 0.0
-    interface = Interface(pruned.loaded.whole.graph, pruned.selections)
-    taken = {given.name for given in found.get_inputs()}
     for feed in examples(pruned, dense):
         wanted = run(feed)
-        expected = [interface.output(name, wanted[name]) for name in names]
-        cut = interface.inputs({name: feed[name] for name in feed if name in taken})
-        given = found.run(names, cut)
+        expected = [wanted[name] for name in names]
+        given = found.run(names, {name: feed[name] for name in taken})
         worst = max(worst, _difference(given, expected, expected))
     return (Check("onnx", worst, LAW_1),)
 

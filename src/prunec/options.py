@@ -342,9 +342,6 @@ def not_installed(runtime: str) -> Diagnostic:
 def _depth_problems(options: PruneOptions) -> Iterable[Diagnostic]:
     """Runs in which nothing can go as a whole."""
     obstacles = {
-        "together with widths from an ONNX file": bool(
-            options.width_roles and options.model.endswith(".onnx")
-        ),
         "in rounds": bool(options.recover_every),
         "in steps": options.steps > 1,
         "in several processes, each of which would choose for itself": world_size() > 1,

@@ -15,13 +15,14 @@ from prunec.backends.ort_detour import Detours
 from prunec.backends.ort_program import Array, Env, OrtProgram, Stretch, output_names
 from prunec.backends.ort_stream import OrtStream
 from prunec.engine import Batches
+from prunec.evidence import PROBED, spread
 from prunec.frontends.onnx import OnnxProgram
 from prunec.ir.diagnostics import Exit, fail
-from prunec.ir.graph import Graph
 from prunec.loading import Loaded, Overlaid
 from prunec.masking import MaskedWeights, gives_logits
 from prunec.ort_depth import distances, observe_ends
 from prunec.ort_distance import Distance
+from prunec.output import Formats
 from prunec.passes.compress import select
 from prunec.passes.coupling import Group, Place
 from prunec.passes.depth import Ends
@@ -44,20 +45,29 @@ NOISE = 0.01
 
 class OrtEngine:
     """Implements `prunec.engine.Engine`. There are no gradients, and nothing is known of what the
-    model is for: losses are distances of outputs from those of the dense model. `graph` is the
-    whole program of the file, of which regions may have been `removed`."""
+    model is for: losses are distances of outputs from those of the dense model. `left` is the
+    file without the regions `removed`."""
 
-    def __init__(self, file: OnnxProgram, graph: Graph, removed: Sequence[Region] = ()) -> None:
-        self.file, self.graph, self.removed = file, graph, removed
+    def __init__(
+        self, file: OnnxProgram, left: OnnxProgram, removed: Sequence[Region] = ()
+    ) -> None:
+        self.file, self.left, self.removed = file, left, removed
+        self.graph = file.graph
 
     @cached_property
     def program(self) -> OrtProgram:
-        return OrtProgram(self.file.model, self.graph, self.file.nodes, self.file.tensors)
+        """The whole one."""
+        return _program(self.file)
+
+    @cached_property
+    def smaller(self) -> OrtProgram:
+        """The one without the regions."""
+        return _program(self.left) if self.removed else self.program
 
     def stream(
         self, loaded: Loaded, batches: Batches, budget: int, *, targets: bool = False
     ) -> AbstractContextManager[Stream]:
-        return OrtStream(self.program, loaded.weights, batches, budget, replaced=Scratch())
+        return OrtStream(self.smaller, loaded.weights, batches, budget, replaced=Scratch())
 
     def slopes(
         self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
@@ -83,8 +93,9 @@ class OrtEngine:
         far it moves the outputs (the divergence of distributions, to second order)."""
         sums = dict.fromkeys(results, 0.0)
         rng = np.random.default_rng(0)
-        for batch in batches:
-            forward = _Forward(self.program, loaded.weights, batch)
+        few, windows = spread(batches, PROBED), sum(map(_rows, batches))
+        for batch in few:
+            forward = _Forward(self.smaller, loaded.weights, batch)
             dense = forward.outputs
             for result in results:
                 value = forward.value(result)
@@ -95,8 +106,9 @@ class OrtEngine:
                 moved = forward.ahead(result, value + noise)
                 distance = Distance(gives_logits(self.graph))
                 distance.add(dense, moved)
-                sums[result] += distance.mean() / float(np.square(noise, dtype=np.float64).sum())
-        return {name: total / len(batches) for name, total in sums.items()}
+                square = float(np.square(noise, dtype=np.float64).sum())
+                sums[result] += distance.mean() * _rows(batch) / square
+        return {name: total / len(few) / windows for name, total in sums.items()}
 
     def divergence(
         self,
@@ -105,7 +117,7 @@ class OrtEngine:
         scores: Mapping[str, Scores],
         windows: Batches,
     ) -> Callable[[Mapping[str, int]], float]:
-        dense = [_Forward(self.program, loaded.weights, window).outputs for window in windows]
+        dense = [_Forward(self.smaller, loaded.weights, window).outputs for window in windows]
 
         def measure(counts: Mapping[str, int]) -> float:
             selections = {
@@ -117,7 +129,7 @@ class OrtEngine:
             weights = Overlaid(loaded.weights, masked)
             distance = Distance(gives_logits(self.graph))
             for window, wanted in zip(windows, dense, strict=True):
-                distance.add(wanted, _Forward(self.program, weights, window).outputs)
+                distance.add(wanted, _Forward(self.smaller, weights, window).outputs)
             found = distance.mean()
             return found if math.isfinite(found) else math.inf
 
@@ -161,6 +173,17 @@ class OrtEngine:
         found = distances(self.program, loaded.weights, windows, sets, step, logits)
         return {region.name: distance for region, distance in zip(left, found, strict=True)}
 
+    def without(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        sets: Sequence[Sequence[Region]],
+        step: Callable[[], None],
+    ) -> list[float]:
+        for _ in sets:
+            step()
+        return self.distances(loaded, windows, sets)
+
     def distances(
         self, loaded: Loaded, windows: Batches, sets: Sequence[Sequence[Region]]
     ) -> list[float]:
@@ -184,16 +207,27 @@ class OrtEngine:
         return output_errors(pruned, progress)
 
     def verify(self, pruned: Outcome, stage: Path, progress: Progress) -> tuple[Check, ...]:
-        from prunec.onnx_file import verify, verify_changed
+        from prunec.onnx_file import unsliced, verify, verify_changed
 
-        if pruned.sliced and not self.removed:
-            return verify(pruned, stage, progress)
-        weights = _masked(pruned)
+        def around(weights: Weights) -> Callable[[Mapping[str, Array]], Env]:
+            return lambda feeds: self._smaller.run(feeds, weights)
 
-        def run(feeds: Mapping[str, Array]) -> Env:
-            return self._smaller.run(feeds, weights)
+        if not pruned.selections and (self.removed or not pruned.sliced):
+            whole = around(pruned.dense_weights)
+            return verify_changed(pruned, stage / Formats.ONNX, whole)
+        checks = verify(pruned, stage, progress)
+        if self.removed:
+            with unsliced(pruned, stage) as path:
+                checks += verify_changed(pruned, path, around(pruned.loaded.weights))
+        return checks
 
-        return verify_changed(pruned, stage, run)
+
+def _rows(batch: Mapping[str, Array]) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _program(file: OnnxProgram) -> OrtProgram:
+    return OrtProgram(file.model, file.graph, file.nodes, file.tensors)
 
 
 def _masked(pruned: Outcome) -> Weights:

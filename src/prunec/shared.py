@@ -85,6 +85,15 @@ class SharedEngine:
     ) -> Callable[[Mapping[str, int]], float]:
         return self.engine.divergence(loaded, groups, scores, windows)
 
+    def without(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        sets: Sequence[Sequence[Region]],
+        step: Callable[[], None],
+    ) -> list[float]:
+        return self.engine.without(loaded, windows, sets, step)
+
     def distances(
         self, loaded: Loaded, windows: Batches, sets: Sequence[Sequence[Region]]
     ) -> list[float]:

@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from prunec.backends.forward import Forward
 from prunec.backends.torch_ends import observe_ends
 from prunec.backends.torch_feeling import loss_per_error
 from prunec.backends.torch_gradients import TorchGradients
@@ -19,6 +22,7 @@ from prunec.checking import verify
 from prunec.damage import damage_of
 from prunec.divergence import MaskedDivergence
 from prunec.engine import Batches
+from prunec.evidence import PROBED, spread
 from prunec.loading import Loaded
 from prunec.passes.coupling import Group, Place
 from prunec.passes.dce import dce
@@ -62,7 +66,8 @@ class TorchEngine:
     def felt(
         self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
     ) -> dict[str, float]:
-        return loss_per_error(loaded.graph, loaded.weights, batches, results, budget)
+        few = spread(batches, PROBED)
+        return loss_per_error(loaded.graph, loaded.weights, few, results, budget)
 
     def divergence(
         self,
@@ -88,6 +93,24 @@ class TorchEngine:
         variants = [bypass(graph, region) for region in moved]
         run_variants(graph, loaded.weights, windows, variants, score, step)
         return {region.name: score.found(region.name).worth for region in left}
+
+    @torch.no_grad()
+    def without(
+        self,
+        loaded: Loaded,
+        windows: Batches,
+        sets: Sequence[Sequence[Region]],
+        step: Callable[[], None],
+    ) -> list[float]:
+        found = []
+        for gone in sets:
+            score = damage_of(loaded, windows)
+            forward = Forward(loaded.without(gone).graph, loaded.weights, windows)
+            for number in range(len(windows)):
+                score(None, number, forward.result(number))
+            found.append(score.found(None).worth)
+            step()
+        return found
 
     def distances(
         self, loaded: Loaded, windows: Batches, sets: Sequence[Sequence[Region]]
