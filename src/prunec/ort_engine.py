@@ -254,7 +254,8 @@ class _Forward:
         """What an operation gives. Later ones are reached from where the last one stood."""
         at = self.program.position(result)
         live = [n for n in self.program.live(at + 1, self.program.end) if n not in self.batch]
-        wanted = list(dict.fromkeys([result[1:], *live]))
+        given = [n for n in self.names if self.program.makers.get(n, at + 1) <= at]
+        wanted = list(dict.fromkeys([result[1:], *live, *given]))
         stretch = self.program.stretch(0, at + 1, wanted, self.batch)
         self.env = {**self.batch, **stretch.run(self.batch, self.weights)}
         return self.env[result[1:]]
@@ -262,9 +263,12 @@ class _Forward:
     def ahead(self, result: str, value: Array) -> Env:
         """The outputs with another value in place of what the operation, asked for last, gave."""
         env = {**self.env, result[1:]: value}
-        return self._stretch(self.program.position(result) + 1, self.names, env).run(
-            env, self.weights
-        )
+        left = [name for name in self.names if name not in env]
+        if left:
+            env |= self._stretch(self.program.position(result) + 1, left, env).run(
+                env, self.weights
+            )
+        return {name: env[name] for name in self.names}
 
     def _stretch(self, start: int, outputs: Sequence[str], env: Env) -> Stretch:
         return self.program.stretch(start, self.program.end, outputs, env)
