@@ -132,10 +132,13 @@ def untyped(graph: Any) -> Any:
 
 
 def _renamed(step: Rewritten, group: Group, keep: np.ndarray) -> dict[str, Selection]:
-    """Inference finds the same group again in the smaller program, at the same places."""
+    """Inference finds the same group again in the smaller program, at the same places. Two factors
+    of one dimension have the same places, and may now be of one size: then the name tells."""
     again = couple(untyped(step.graph), ATEN)
     found = [g for g in again.groups if g.places == group.places and g.size == group.size - 1]
-    assert found, f"{group.name} is not found again"
+    if len(found) > 1:
+        found = [g for g in found if g.name == group.name]
+    assert len(found) == 1, f"{group.name} is not found again"
     return {found[0].name: Selection(keep)}
 
 
