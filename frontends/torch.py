@@ -75,7 +75,8 @@ def trace(
     dynamic = dynamic or {}
     static = _static_sizes(module, example, dynamic)
     told: list[Diagnostic] = []
-    for _ in range(_ATTEMPTS):
+    names = {name for dims in dynamic.values() for name in dims.values()}
+    for _ in range(_ATTEMPTS + len(names)):  # each may turn out to be held
         sizes = _prime_sizes(dynamic, static)
         try:
             imported = _imported(module, _resized(example, dynamic, sizes), dynamic, sizes, name)

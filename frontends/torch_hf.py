@@ -67,8 +67,9 @@ def _traced(model: Any, example: Mapping[str, Any], dynamic: Dynamic, name: str)
             return _warned(traced, _unmasked(name))
     for varying in (dynamic, {}) if dynamic else ({},):
         fixed = [_of_one_size(name, first)] if varying != dynamic else []
-        with suppress(PrunecError):
-            return _warned(trace(model, example, dynamic=varying, name=name), *fixed)
+        if fixed:  # varying sizes were tried first of all
+            with suppress(PrunecError):
+                return _warned(trace(model, example, dynamic=varying, name=name), *fixed)
         for general in (True, False):
             with suppress(PrunecError), answered(general):
                 traced = trace(model, example, dynamic=varying, name=name)
