@@ -22,6 +22,7 @@ from prunec.backends.onnx_complex import COMPLEX, as_pairs, is_complex
 from prunec.backends.onnx_nn import NN
 from prunec.backends.onnx_pointwise import POINTWISE
 from prunec.backends.onnx_reduce import REDUCE
+from prunec.backends.onnx_scatter import SCATTER
 from prunec.backends.onnx_shape import SHAPE
 from prunec.backends.onnx_weights import stored
 from prunec.ir.diagnostics import PrunecError, fail
@@ -37,7 +38,7 @@ IR_VERSION = 10
 # Protobuf cannot hold more than 2 GiB; the graph itself takes its share.
 INLINE_LIMIT = 2_000_000_000
 
-RULES: Rules = {**POINTWISE, **SHAPE, **REDUCE, **NN}
+RULES: Rules = {**POINTWISE, **SHAPE, **REDUCE, **SCATTER, **NN}
 
 
 def emit(graph: Graph, weights: Mapping[str, Any], path: Path) -> None:

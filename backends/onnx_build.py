@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from prunec.ir.graph import Arg, Attr, Dim, Graph, Op, Ref, TensorType
+from prunec.ir.sizes import folded
 
 __all__ = ["NUMPY_DTYPES", "ONNX_DTYPES", "Builder", "Rule", "Rules", "Unsupported", "dtype_of"]
 
@@ -212,7 +213,8 @@ class Builder:
         return self.op("Concat", *parts, axis=0)
 
     def size(self, size: Dim) -> ir.Value:
-        """A size as a tensor of shape [1]: a number, a computed value, or a symbol of an input."""
+        """A size as a tensor of shape [1]: a number, a computed value, a symbol of an input, or
+        an expression of these."""
         if isinstance(size, int):
             return self.ints(size)
         if size.startswith("%"):
@@ -220,7 +222,19 @@ class Builder:
         for value in self.graph.inputs:
             if size in value.type.shape:
                 return self.dim(self.values[value.name], value.type.shape.index(size))
-        raise Unsupported(f"size {size} is not computed anywhere")
+        if size.isidentifier():
+            raise Unsupported(f"size {size} is not computed anywhere")
+        key = ("size", size)
+        if key not in self.memo:
+            self.memo[key] = folded(size, self.size, self.ints, self.arithmetic)
+        found: ir.Value = self.memo[key]
+        return found
+
+    def arithmetic(self, name: str, left: ir.Value, right: ir.Value) -> ir.Value:
+        """Sum, quotient and so on of two sizes, named as in `ir/sizes.py`."""
+        if name == "floordiv":  # Div rounds towards zero
+            return self.op("Div", self.op("Sub", left, self.op("Mod", left, right)), right)
+        return self.op(name.capitalize(), left, right)
 
     def dim(self, value: ir.Value, dim: int) -> ir.Value:
         """The size of one dimension at run time, of shape [1]."""

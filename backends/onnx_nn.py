@@ -328,6 +328,43 @@ def _adaptive_pool(spatial: int) -> Rule:
     return write
 
 
+def _resize(mode: str, spatial: int) -> Rule:
+    """Nearest takes the entry at or before; the others count from the centres of pixels."""
+
+    def write(b: Builder, op: Op) -> ir.Value:
+        x, factors = b.value(op.args[0]), op.args[-1]
+        aligned = mode != "nearest" and op.args[2]
+        settings: dict[str, Any] = {"mode": mode, "cubic_coeff_a": -0.75}
+        if mode == "nearest":
+            places, settings["nearest_mode"] = "asymmetric", "floor"
+        else:
+            places = "align_corners" if aligned else "half_pixel"
+        settings["coordinate_transformation_mode"] = places
+        if isinstance(factors, tuple) and not aligned:
+            scales = b.const([1.0, 1.0, *factors], "f32")
+            return b.op("Resize", x, None, scales, **settings)
+        shape = op.types[0].shape
+        kept = b.op("Shape", x, start=0, end=len(shape) - spatial)
+        sizes = b.op("Concat", kept, *(b.size(n) for n in shape[-spatial:]), axis=0)
+        return b.op("Resize", x, None, None, sizes, **settings)
+
+    return write
+
+
+def _weight_norm(b: Builder, op: Op) -> ir.Value:
+    weight, length, dim = (*op.args, 0)[:3]
+    axes = b.ints(*(d for d in range(b.rank(weight)) if d != dim))
+    norm = b.op("ReduceL2", b.value(weight), axes, keepdims=1)
+    return b.op("Mul", b.value(weight), b.op("Div", b.value(length), norm))
+
+
+def _glu(b: Builder, op: Op) -> ir.Value:
+    dim = _argument(op, 1, -1)
+    assert isinstance(dim, int)
+    left, right = b.many("Split", b.value(op.args[0]), outputs=2, axis=dim, num_outputs=2)
+    return b.op("Mul", left, b.op("Sigmoid", right))
+
+
 NN: Rules = {
     "aten.linear.default": _linear,
     **dict.fromkeys(
@@ -349,4 +386,11 @@ NN: Rules = {
     **{f"aten.max_pool{n}d.default": _pool("MaxPool", n) for n in (1, 2, 3)},
     **{f"aten.avg_pool{n}d.default": _pool("AveragePool", n) for n in (1, 2, 3)},
     **{f"aten.adaptive_avg_pool{n}d.default": _adaptive_pool(n) for n in (1, 2, 3)},
+    **{f"aten.upsample_nearest{n}d.vec": _resize("nearest", n) for n in (1, 2, 3)},
+    "aten.upsample_linear1d.vec": _resize("linear", 1),
+    "aten.upsample_bilinear2d.vec": _resize("linear", 2),
+    "aten.upsample_trilinear3d.vec": _resize("linear", 3),
+    "aten.upsample_bicubic2d.vec": _resize("cubic", 2),
+    "aten._weight_norm.default": _weight_norm,
+    "aten.glu.default": _glu,
 }

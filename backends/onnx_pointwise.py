@@ -211,6 +211,14 @@ def _log1p(b: Builder, op: Op) -> ir.Value:
     return b.op("Log", b.op("Add", b.value(op.args[0], dtype), b.const(1, dtype)))
 
 
+def _logarithm(base: float) -> Rule:
+    def write(b: Builder, op: Op) -> ir.Value:
+        dtype = _result(op)
+        return b.op("Div", b.op("Log", b.value(op.args[0], dtype)), b.const(math.log(base), dtype))
+
+    return write
+
+
 def _expm1(b: Builder, op: Op) -> ir.Value:
     dtype = _result(op)
     return b.op("Sub", b.op("Exp", b.value(op.args[0], dtype)), b.const(1, dtype))
@@ -250,7 +258,7 @@ def _table() -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for kind in (
         "Abs Ceil Cos Cosh Erf Exp Floor Log Neg Reciprocal Relu Round Sigmoid Sign Sin Sinh "
-        "Sqrt Tan Tanh Atan Asin Acos Softplus Mish"
+        "Sqrt Tan Tanh Atan Asin Acos Asinh Acosh Atanh Softplus Mish"
     ).split():
         found[f"aten.{kind.lower()}.default"] = _unary(kind)
     for kind in ("IsNaN", "IsInf"):
@@ -281,7 +289,7 @@ POINTWISE: Rules = {
     **_named(("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar"), _power),
     **_named(("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar"), _where),
     **_named(("masked_fill.Scalar", "masked_fill.Tensor"), _masked_fill),
-    **_named(("clamp.default", "clamp.Tensor"), _clamp),
+    **_named(("clamp.default", "clamp.Tensor", "clip.default"), _clamp),
     **_named(("clamp_min.default", "clamp_min.Tensor"), _binary("Max")),
     **_named(("clamp_max.default", "clamp_max.Tensor"), _binary("Min")),
     "aten.rsub.Scalar": _reversed_sub,
@@ -293,6 +301,8 @@ POINTWISE: Rules = {
     "aten.square.default": _square,
     "aten.exp2.default": _exp2,
     "aten.log1p.default": _log1p,
+    "aten.log2.default": _logarithm(2.0),
+    "aten.log10.default": _logarithm(10.0),
     "aten.expm1.default": _expm1,
     "aten.relu6.default": _relu6,
     "aten.hardtanh.default": _hardtanh,

@@ -160,48 +160,6 @@ def _gather(b: Builder, op: Op) -> ir.Value:
     return b.op("GatherElements", b.value(source), b.value(index, "i64"), axis=dim)
 
 
-def _scatter(reduction: str) -> Rule:
-    def write(b: Builder, op: Op) -> ir.Value:
-        target, dim, index, source = op.args[:4]
-        assert isinstance(dim, int)
-        places = b.value(index, "i64")
-        values = b.value(source, op.types[0].dtype)
-        if not isinstance(source, Ref) or not b.type(source).shape:
-            values = b.op("Expand", values, b.op("Shape", places))
-        else:
-            _same_extent(b, index, source)
-        return b.op(
-            "ScatterElements", b.value(target), places, values, axis=dim, reduction=reduction
-        )
-
-    return write
-
-
-def _same_extent(b: Builder, index: Arg, source: Arg) -> None:
-    # torch reads only the corner of the source that the index covers; ONNX wants equal shapes
-    if b.type(index).shape != b.type(source).shape:
-        raise Unsupported("scatter from a larger source")
-
-
-def _index_add(b: Builder, op: Op) -> ir.Value:
-    """Rows added to those that an index names; ScatterND wants them in the first dimension."""
-    target, dim, index, source = op.args[:4]
-    assert isinstance(dim, int)
-    dtype = op.types[0].dtype
-    places = b.op("Unsqueeze", b.value(index, "i64"), b.ints(-1))
-    into, added = b.value(target), b.value(source, dtype)
-    alpha = op.kwarg("alpha", 1)
-    if alpha != 1:
-        added = b.op("Mul", added, b.value(alpha, dtype))
-    if not dim:
-        return b.op("ScatterND", into, places, added, reduction="add")
-    order = list(range(b.rank(target)))
-    order[0], order[dim] = dim, 0  # its own inverse
-    into, added = (b.op("Transpose", value, perm=order) for value in (into, added))
-    found = b.op("ScatterND", into, places, added, reduction="add")
-    return b.op("Transpose", found, perm=order)
-
-
 def _index_select(b: Builder, op: Op) -> ir.Value:
     source, dim, index = op.args
     assert isinstance(dim, int)
@@ -218,6 +176,9 @@ def _index(b: Builder, op: Op) -> ir.Value:
     source, indices = op.args
     assert isinstance(indices, tuple)
     placed = {d: i for d, i in enumerate(indices) if i is not None}
+    if list(placed) == [0] and b.dtype(placed[0]) == "bool":
+        marked = b.op("Transpose", b.op("NonZero", b.value(placed[0])), perm=[1, 0])
+        return b.op("GatherND", b.value(source), marked)
     if any(b.dtype(i) in ("bool", "u8") for i in placed.values()):
         raise Unsupported("indexing with a mask")
     dims = list(placed)
@@ -288,9 +249,6 @@ REDUCE: Rules = {
     "aten.max.dim": _extreme("Max"),
     "aten.min.dim": _extreme("Min"),
     "aten.gather.default": _gather,
-    **dict.fromkeys(("aten.scatter.src", "aten.scatter.value"), _scatter("none")),
-    "aten.scatter_add.default": _scatter("add"),
-    "aten.index_add.default": _index_add,
     "aten.index_select.default": _index_select,
     "aten.embedding.default": _embedding,
     "aten.index.Tensor": _index,

@@ -51,6 +51,10 @@ def _expand(b: Builder, op: Op) -> ir.Value:
     return b.op("Expand", b.value(op.args[0]), b.op("Concat", *parts, axis=0))
 
 
+def _expand_as(b: Builder, op: Op) -> ir.Value:
+    return b.op("Expand", b.value(op.args[0]), b.op("Shape", b.value(op.args[1])))
+
+
 def _transpose(b: Builder, op: Op) -> ir.Value:
     order = list(range(b.rank(op.args[0])))
     left, right = op.args[1:3] if len(op.args) > 1 else (0, len(order) - 1)
@@ -155,6 +159,32 @@ def _select(b: Builder, op: Op) -> ir.Value:
     return b.op("Gather", b.value(source), b.scalar(index), axis=_ints(dim)[0])
 
 
+def _diff(b: Builder, op: Op) -> ir.Value:
+    """Each entry less the one before it, over what may be given in front and behind."""
+    source, times, dim, *ends = (*op.args, *(1, -1)[len(op.args) - 1 :])
+    if times != 1 or not isinstance(dim, int):
+        raise Unsupported("differences of differences")
+    front, back = (*ends, None, None)[:2]
+    parts = [b.value(part) for part in (front, source, back) if part is not None]
+    value = b.op("Concat", *parts, axis=dim) if len(parts) > 1 else parts[0]
+    return b.op("Sub", _cut(b, value, dim, 1, None), _cut(b, value, dim, 0, -1))
+
+
+def _meshgrid(b: Builder, op: Op) -> Sequence[ir.Value]:
+    """Each vector along a dimension of its own, repeated along the others."""
+    tensors, order = op.args[0], op.kwarg("indexing", "ij")
+    assert isinstance(tensors, tuple)
+    count = len(tensors)
+    dims = [1, 0, *range(2, count)] if order == "xy" and count > 1 else list(range(count))
+    sizes = [b.dim(b.value(tensor), 0) for tensor in tensors]
+    shape = b.op("Concat", *(sizes[dims.index(d)] for d in range(count)), axis=0)
+    found = []
+    for tensor, dim in zip(tensors, dims, strict=True):
+        along = [-1 if d == dim else 1 for d in range(count)]
+        found.append(b.op("Expand", b.op("Reshape", b.value(tensor), b.ints(*along)), shape))
+    return found
+
+
 def _flip(b: Builder, op: Op) -> ir.Value:
     dims = _ints(op.args[1])
     count = len(dims)
@@ -180,10 +210,7 @@ def _repeat(b: Builder, op: Op) -> ir.Value:
     if added > 0:
         value = b.op("Unsqueeze", value, b.ints(*range(added)))
     times = (1,) * -added + times  # a tile may name the last dimensions only
-    if all(isinstance(t, int) for t in times):
-        return b.op("Tile", value, b.const(list(times)))
-    parts = [b.value(t) if isinstance(t, Ref) else b.ints(*_ints(t)) for t in times]
-    return b.op("Tile", value, b.op("Concat", *parts, axis=0))
+    return b.op("Tile", value, _vector(b, times))
 
 
 def _repeat_interleave(b: Builder, op: Op) -> ir.Value:
@@ -205,15 +232,17 @@ def _repeat_interleave(b: Builder, op: Op) -> ir.Value:
 
 
 def _pad(b: Builder, op: Op) -> ir.Value:
-    amounts = _ints(op.args[1])
+    amounts = op.args[1]
+    assert isinstance(amounts, tuple)
     mode = op.args[2] if len(op.args) > 2 and isinstance(op.args[2], str) else "constant"
     fill = op.args[-1] if len(op.args) > 2 and not isinstance(op.args[-1], str) else 0
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     rank, dtype = b.rank(op.args[0]), op.types[0].dtype
-    before, after = [0] * rank, [0] * rank
+    before: list[Arg] = [0] * rank
+    after = before.copy()
     for i in range(len(amounts) // 2):  # torch counts from the last dimension
         before[rank - 1 - i], after[rank - 1 - i] = amounts[2 * i : 2 * i + 2]
-    pads = b.ints(*before, *after)
+    pads = _vector(b, [*before, *after])
     value = b.value(op.args[0])
     if mode != "constant":
         return b.op("Pad", value, pads, mode=modes[str(mode)])
@@ -297,24 +326,31 @@ def _sym_size(b: Builder, op: Op) -> ir.Value:
     return b.dim(b.value(op.args[0]), _dim(op, 1))
 
 
-def _sizes(kind: str) -> Rule:
+def _sizes(name: str) -> Rule:
     """Arithmetic on sizes."""
 
     def write(b: Builder, op: Op) -> ir.Value:
-        return b.op(kind, *(_number(b, a) for a in op.args))
+        left, right = (_number(b, a) for a in op.args)
+        return b.arithmetic(name, left, right)
 
     return write
+
+
+def _negative(b: Builder, op: Op) -> ir.Value:
+    return b.op("Neg", _number(b, op.args[0]))
+
+
+def _vector(b: Builder, numbers: Sequence[Arg]) -> ir.Value:
+    """Integers, some of which may be computed."""
+    if all(isinstance(n, int) for n in numbers):
+        return b.const(list(numbers))
+    return b.op("Concat", *(_number(b, n) for n in numbers), axis=0)
 
 
 def _number(b: Builder, arg: Arg) -> ir.Value:
     if isinstance(arg, Ref):
         return b.value(arg)
     return b.ints(*_ints(arg))
-
-
-def _size_quotient(b: Builder, op: Op) -> ir.Value:
-    left, right = (_number(b, a) for a in op.args)
-    return b.op("Div", b.op("Sub", left, b.op("Mod", left, right)), right)
 
 
 _LIKE = {"zeros": 0, "ones": 1}
@@ -330,6 +366,7 @@ SHAPE: Rules = {
         _as_reshape,
     ),
     "aten.expand.default": _expand,
+    "aten.expand_as.default": _expand_as,
     "aten.transpose.int": _transpose,
     "aten.permute.default": _permute,
     "aten.unsqueeze.default": _unsqueeze,
@@ -348,6 +385,8 @@ SHAPE: Rules = {
     "aten.unbind.int": _unbind,
     "aten.slice.Tensor": _slice,
     "aten.select.int": _select,
+    "aten.diff.default": _diff,
+    "aten.meshgrid.indexing": _meshgrid,
     "aten.flip.default": _flip,
     "aten.roll.default": _roll,
     "aten.repeat.default": _repeat,
@@ -361,18 +400,16 @@ SHAPE: Rules = {
     **{f"aten.{name}.default": _filled(n) for name, n in _LIKE.items()},
     **{f"aten.{name}_like.default": _filled(n) for name, n in _LIKE.items()},
     **{f"aten.new_{name}.default": _new_filled(n) for name, n in _LIKE.items()},
+    "aten.new_empty.default": _new_filled(0),
     "aten.full.default": _full,
     "aten.new_full.default": _new_full,
     "aten.full_like.default": _full_like,
     "aten.scalar_tensor.default": _scalar_tensor,
     "aten.item.default": _item,
     "aten.sym_size.int": _sym_size,
-    "py.add": _sizes("Add"),
-    "py.sub": _sizes("Sub"),
-    "py.mul": _sizes("Mul"),
-    "py.max": _sizes("Max"),
-    "py.min": _sizes("Min"),
-    "py.mod": _sizes("Mod"),
-    "py.neg": _sizes("Neg"),
-    "py.floordiv": _size_quotient,
+    **{
+        f"py.{name}": _sizes(name)
+        for name in ("add", "sub", "mul", "floordiv", "mod", "max", "min")
+    },
+    "py.neg": _negative,
 }

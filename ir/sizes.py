@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import cast
+from functools import cache, reduce
+from typing import TypeVar
 
 from prunec.ir.graph import Dim
 
-__all__ = ["dim_size"]
+__all__ = ["dim_size", "folded"]
 
-_OPERATORS: Mapping[type, Callable[[int, int], int]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.FloorDiv: lambda a, b: a // b,
-    ast.Div: lambda a, b: a // b,
-    ast.Mod: lambda a, b: a % b,
-    ast.Pow: lambda a, b: cast(int, a**b),
+Number = TypeVar("Number")
+
+_OPERATORS: Mapping[type, str] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.FloorDiv: "floordiv",
+    ast.Div: "floordiv",
+    ast.Mod: "mod",
+    ast.Pow: "pow",
+}
+_EXAMPLES: Mapping[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "pow": operator.pow,
+    "max": max,
+    "min": min,
 }
 
 
@@ -28,26 +41,36 @@ def dim_size(dim: Dim, symbols: Mapping[str, int]) -> int:
         return dim
     if dim in symbols:
         return symbols[dim]
-    return _evaluate(_parsed(dim), symbols)
+    return folded(dim, symbols.__getitem__, int, lambda name, a, b: _EXAMPLES[name](a, b))
+
+
+def folded(
+    text: str,
+    symbol: Callable[[str], Number],
+    number: Callable[[int], Number],
+    apply: Callable[[str, Number, Number], Number],
+) -> Number:
+    """What a size comes to in whatever stands for numbers: `apply` is given `add`, `sub`, `mul`,
+    `floordiv`, `mod`, `pow`, `max` or `min` and two of them. Raises ValueError."""
+
+    def of(node: ast.expr) -> Number:
+        match node:
+            case ast.Constant(value=int(value)):
+                return number(value)
+            case ast.Name(id=name):
+                return symbol(name)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return apply("sub", number(0), of(operand))
+            case ast.BinOp(left=left, op=op, right=right):
+                return apply(_OPERATORS[type(op)], of(left), of(right))
+            case ast.Call(func=ast.Name(id="Max" | "Min" as name), args=args):
+                return reduce(lambda a, b: apply(name.lower(), a, b), map(of, args))
+            case _:
+                raise ValueError(f"unknown size expression: {ast.unparse(node)}")
+
+    return of(_parsed(text))
 
 
 @cache
 def _parsed(text: str) -> ast.expr:
     return ast.parse(text.strip(), mode="eval").body
-
-
-def _evaluate(node: ast.expr, symbols: Mapping[str, int]) -> int:
-    match node:
-        case ast.Constant(value=int(value)):
-            return value
-        case ast.Name(id=name):
-            return symbols[name]
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand, symbols)
-        case ast.BinOp(left=left, op=op, right=right):
-            return _OPERATORS[type(op)](_evaluate(left, symbols), _evaluate(right, symbols))
-        case ast.Call(func=ast.Name(id=name), args=args) if name in ("Max", "Min"):
-            values = [_evaluate(arg, symbols) for arg in args]
-            return max(values) if name == "Max" else min(values)
-        case _:
-            raise ValueError(f"unknown size expression: {ast.unparse(node)}")

@@ -68,12 +68,15 @@ def sizes(function: Callable[..., Any]) -> Case:
 
 
 def _unary() -> dict[str, Case]:
-    on_any = "abs ceil cos erf exp floor neg relu round sigmoid sign sin sinh cosh tan tanh atan"
+    on_any = (
+        "abs ceil cos erf exp floor neg relu round sigmoid sign sin sinh cosh tan tanh atan asinh"
+    )
     found = {f"aten.{n}.default": case(getattr(aten, n), X) for n in on_any.split()}
-    for name in ("log", "sqrt", "rsqrt", "reciprocal", "log1p"):
+    for name in ("log", "sqrt", "rsqrt", "reciprocal", "log1p", "log2", "log10"):
         found[f"aten.{name}.default"] = case(getattr(aten, name), positive(2, 3))
-    for name in ("asin", "acos"):
+    for name in ("asin", "acos", "atanh"):
         found[f"aten.{name}.default"] = case(getattr(aten, name), unit(2, 3))
+    found["aten.acosh.default"] = case(lambda x: aten.acosh(x + 1), positive(2, 3))
     for name in "softplus mish silu square exp2 expm1 relu6 hardsigmoid hardswish".split():
         found[f"aten.{name}.default"] = case(getattr(aten, name), X)
     return found
@@ -139,6 +142,7 @@ POINTWISE: dict[str, Case] = {
     "aten.masked_fill.Scalar": case(lambda x, t: x.masked_fill(t, float("-inf")), X, U),
     "aten.masked_fill.Tensor": case(lambda x, t, y: x.masked_fill(t, y.sum()), X, U, Y),
     "aten.clamp.default": case(lambda x: (x.clamp(-1, 1), x.clamp(max=0.5)), X),
+    "aten.clip.default": case(lambda x: aten.clip(x, -1, 1), X),
     "aten.clamp.Tensor": case(lambda x, y: torch.clamp(x, max=y), X, Y),
     "aten.clamp_min.default": case(lambda x: aten.clamp_min(x, 0.5), X),
     "aten.clamp_min.Tensor": case(aten.clamp_min.Tensor, X, Y),
@@ -189,6 +193,25 @@ SHAPE: dict[str, Case] = {
     "aten.slice.Tensor": case(
         lambda x: (x[:, 1:], x[..., ::2], x[1:], x[..., -2:], x[: x.shape[0] - 1], x[-1:]), X
     ),
+    "aten.expand_as.default": case(lambda x, y: y.expand_as(x), X, rand(1, 4)),
+    "aten.diff.default": case(
+        lambda x, y: (
+            x.diff(),
+            x.diff(dim=1),
+            x.diff(dim=1, prepend=y[:, :1], append=y[:, 1:]),
+            x.diff(dim=0, append=y[:1]),
+        ),
+        X,
+        Y,
+    ),
+    "aten.meshgrid.indexing": case(
+        lambda x, y: (
+            *torch.meshgrid(x[:, 0, 0], y[0, :, 0], indexing="ij"),
+            *torch.meshgrid(x[:, 0, 0], y[0, :, 0], y[0, 0], indexing="xy"),
+        ),
+        X,
+        Y,
+    ),
     "aten.select.int": case(lambda x: (x[:, 1], x[0], x[:, -1], x[-1]), X),
     "aten.flip.default": case(lambda x: (x.flip(1), x.flip(0, 2)), X),
     "aten.roll.default": case(lambda x: x.roll((1, -2), (1, 2)), X),
@@ -198,6 +221,7 @@ SHAPE: dict[str, Case] = {
     "aten.pad.default": case(
         lambda x: (
             nnf.pad(x, (1, 2, 0, 1)),
+            nnf.pad(x, (0, 0, 0, x.shape[0])),
             nnf.pad(x, (1, 1), value=2.0),
             nnf.pad(x, (1, 1), mode="reflect"),
             nnf.pad(x, (1, 1), mode="replicate"),
@@ -222,6 +246,7 @@ SHAPE: dict[str, Case] = {
     "aten.new_ones.default": case(lambda x: x.new_ones((), dtype=torch.bool) & (x > 0), X),
     "aten.full.default": case(lambda x: torch.full((x.shape[0], 2), 3.5), X),
     "aten.new_full.default": case(lambda x: x.new_full((2, x.shape[0]), 3.5), X),
+    "aten.new_empty.default": case(lambda x: x.new_empty(3, x.shape[0], dtype=torch.int64) * 0, X),
     "aten.full_like.default": case(lambda x: torch.full_like(x, 2.5), X),
     "aten.scalar_tensor.default": case(lambda x: x * aten.scalar_tensor(2.5), X),
     "aten.sym_size.int": case(lambda x: x.reshape(1, x.shape[0], -1), X),
@@ -233,6 +258,57 @@ SHAPE: dict[str, Case] = {
     "py.neg": case(lambda x: x[: -(x.shape[0] - 1)], X),
     "py.max": sizes(lambda n: torch.sym_max(n, 4)),
     "py.min": sizes(lambda n: torch.sym_min(n, 4)),
+}
+
+SCATTER: dict[str, Case] = {
+    "aten.scatter.src": case(lambda x, i, y: x.scatter(1, i, y), X, places(2, 1, 4), rand(2, 1, 4)),
+    "aten.scatter.value": case(lambda x, i: x.scatter(1, i, 2.5), X, places(2, 1, 4)),
+    "aten.index_add.default": case(
+        lambda x, i, y: (
+            x.index_add(1, i, y),
+            x.index_add(2, i, x[..., :3], alpha=3),
+            x[0].index_add(0, i, y[0]),
+        ),
+        X,
+        places(3),
+        Y,
+    ),
+    "aten.scatter_add.default": case(lambda x, i, y: x.scatter_add(1, i, y), X, places(2, 3, 4), Y),
+    "aten.masked_scatter.default": case(
+        lambda x, t, y: (
+            x.masked_scatter(t, y),
+            x.masked_scatter(t[:, :, :1], y),
+            x.masked_scatter(t & ~t, y[:0, 0]),
+        ),
+        X,
+        T,
+        Y,
+    ),
+    "aten.copy.default": case(
+        lambda x, n: (aten.copy(x, n), aten.copy(x, n[0, 0]), aten.copy(n, n + 1)), X, N
+    ),
+    "aten.select_scatter.default": case(
+        lambda x, y: (
+            aten.select_scatter(x, y[:, 0], 1, 0),
+            aten.select_scatter(x, y[:, 1], 1, 1),
+            aten.select_scatter(x, y[:, 1], 1, -1),
+            aten.select_scatter(x, y[..., 3], 2, -2),
+        ),
+        X,
+        Y,
+    ),
+    "aten.slice_scatter.default": case(
+        lambda x, y: (
+            aten.slice_scatter(x, y[:, :2], 1, 0, 2),
+            aten.slice_scatter(x, y[..., :2], 2, 1, 3),
+            aten.slice_scatter(x, y[..., :2], 2, -2),
+            aten.slice_scatter(x, y[..., :2], 2, -3, -1),
+            aten.slice_scatter(x, y, 0, 0, 2**63 - 1),
+            aten.slice_scatter(x, y[:1], 0, 1, 2),
+        ),
+        X,
+        Y,
+    ),
 }
 
 REDUCE: dict[str, Case] = {
@@ -274,28 +350,17 @@ REDUCE: dict[str, Case] = {
     "aten.max.dim": case(lambda x: x.max(1), X),
     "aten.min.dim": case(lambda x: x.min(1, keepdim=True), X),
     "aten.gather.default": case(lambda x, i: x.gather(1, i), X, places(2, 3, 4)),
-    "aten.scatter.src": case(lambda x, i, y: x.scatter(1, i, y), X, places(2, 1, 4), rand(2, 1, 4)),
-    "aten.scatter.value": case(lambda x, i: x.scatter(1, i, 2.5), X, places(2, 1, 4)),
-    "aten.index_add.default": case(
-        lambda x, i, y: (
-            x.index_add(1, i, y),
-            x.index_add(2, i, x[..., :3], alpha=3),
-            x[0].index_add(0, i, y[0]),
-        ),
-        X,
-        places(3),
-        Y,
-    ),
     "aten.item.default": case(
         lambda x, i: (x[:, : i[0].item() + 1].sum(1), x * i.sum().item()), X, places(2)
     ),
-    "aten.scatter_add.default": case(lambda x, i, y: x.scatter_add(1, i, y), X, places(2, 3, 4), Y),
     "aten.index_select.default": case(lambda x, i: x.index_select(1, i), X, places(2)),
     "aten.embedding.default": case(
         lambda i, w: nnf.embedding(i, w), places(2, 5, high=7), rand(7, 3)
     ),
     "aten.index.Tensor": case(
         lambda x, i, j: (
+            x[x > 0],  # a mask
+            x[x.sum((1, 2)) > -9],
             x[:, i],  # one index
             x[i, j],  # two in front
             x[:, i, j],  # two adjacent
@@ -424,6 +489,53 @@ NN: dict[str, Case] = {
     ),
     "aten.avg_pool3d.default": case(lambda x: nnf.avg_pool3d(x, 2), rand(2, 2, 4, 4, 4)),
     "aten.adaptive_avg_pool1d.default": case(lambda x: nnf.adaptive_avg_pool1d(x, 4), WIDE),
+    "aten.upsample_nearest1d.vec": case(
+        lambda x: (nnf.interpolate(x, scale_factor=2), nnf.interpolate(x, 7)), WIDE
+    ),
+    "aten.upsample_nearest2d.vec": case(
+        lambda x: (
+            nnf.interpolate(x, scale_factor=2),
+            nnf.interpolate(x, (11, 5)),
+            nnf.interpolate(x, (x.shape[0] + 3, 5)),
+        ),
+        IMAGE,
+    ),
+    "aten.upsample_nearest3d.vec": case(
+        lambda x: nnf.interpolate(x, scale_factor=(2, 1, 3)), rand(2, 2, 4, 4, 4)
+    ),
+    "aten.upsample_linear1d.vec": case(
+        lambda x: (
+            nnf.interpolate(x, scale_factor=1.5, mode="linear"),
+            nnf.interpolate(x, 23, mode="linear", align_corners=True),
+        ),
+        WIDE,
+    ),
+    "aten.upsample_bilinear2d.vec": case(
+        lambda x: (
+            nnf.interpolate(x, scale_factor=2, mode="bilinear"),
+            nnf.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
+            nnf.interpolate(x, (3, 13), mode="bilinear"),
+            nnf.interpolate(x, (1, 1), mode="bilinear"),
+        ),
+        IMAGE,
+    ),
+    "aten.upsample_trilinear3d.vec": case(
+        lambda x: nnf.interpolate(x, scale_factor=2, mode="trilinear"), rand(2, 2, 4, 4, 4)
+    ),
+    "aten.upsample_bicubic2d.vec": case(
+        lambda x: (
+            nnf.interpolate(x, (3, 13), mode="bicubic"),
+            nnf.interpolate(x, (9, 13), mode="bicubic", align_corners=True),
+        ),
+        IMAGE,
+    ),
+    "aten._weight_norm.default": case(
+        lambda x, v, g: x @ torch._weight_norm(v, g, 0) + x @ torch._weight_norm(v, g.mT, 1),
+        X,
+        rand(4, 4),
+        rand(4, 1),
+    ),
+    "aten.glu.default": case(lambda x: (nnf.glu(x), nnf.glu(IMAGE[:1, :, 0] * x[0, 0, 0], 1)), X),
     "aten.adaptive_avg_pool2d.default": case(
         lambda x: (nnf.adaptive_avg_pool2d(x, 1), nnf.adaptive_avg_pool2d(x, (2, 4))), IMAGE
     ),
@@ -432,4 +544,4 @@ NN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**POINTWISE, **SHAPE, **REDUCE, **NN}
+CASES: dict[str, Case] = {**POINTWISE, **SHAPE, **REDUCE, **SCATTER, **NN}

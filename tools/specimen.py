@@ -99,6 +99,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {"vision_start_token_id": 9},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "musicgen": {"num_codebooks": 1},  # rows of the batch are one book each
+    "musicgen_melody": {"num_codebooks": 1},
 }
 """Fields that no rule could guess."""
 
@@ -144,7 +146,10 @@ def specimen(kind: str) -> Specimen:
         default = CONFIG_MAPPING[kind]()
     except Exception as error:
         raise NotBuilt(f"its configuration has no defaults: {_said(error)}") from error
-    wanted = getattr(made, "config_class", None)
+    try:
+        wanted = getattr(made, "config_class", None)
+    except ImportError as error:  # stands for a class whose library is not there
+        raise NotBuilt(_said(error)) from error
     if wanted is not None and not isinstance(default, wanted):
         default = _converted(default, wanted)
     reason = ""
@@ -160,10 +165,10 @@ def specimen(kind: str) -> Specimen:
 
 
 def _converted(config: Any, wanted: Any) -> Any:
-    """The configuration of the text model within, or the same values in another class."""
-    text = config.get_text_config()
-    if isinstance(text, wanted):
-        return text
+    """The configuration of the part that is wanted, or the same values in another class."""
+    for part in vars(config).values():
+        if isinstance(part, wanted):
+            return part
     return wanted.from_dict({k: v for k, v in config.to_dict().items() if k != "model_type"})
 
 
