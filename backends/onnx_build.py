@@ -20,7 +20,16 @@ import onnx_ir as ir
 from prunec.ir.graph import Arg, Attr, Dim, Graph, Op, Ref, TensorType
 from prunec.ir.sizes import folded
 
-__all__ = ["NUMPY_DTYPES", "ONNX_DTYPES", "Builder", "Rule", "Rules", "Unsupported", "dtype_of"]
+__all__ = [
+    "NUMPY_DTYPES",
+    "ONNX_DTYPES",
+    "Builder",
+    "Rule",
+    "Rules",
+    "Unsupported",
+    "argument",
+    "dtype_of",
+]
 
 Array = npt.NDArray[Any]
 
@@ -79,6 +88,11 @@ def dtype_of(attr: Arg) -> str:
     if attr.value not in _FROM_TORCH:
         raise Unsupported(f"dtype {attr.value}")
     return _FROM_TORCH[attr.value]
+
+
+def argument(op: Op, position: int, default: Arg) -> Arg:
+    """A positional argument, which may be left out."""
+    return op.args[position] if len(op.args) > position else default
 
 
 @dataclass

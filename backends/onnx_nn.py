@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import onnx_ir as ir
 
-from prunec.backends.onnx_build import NUMPY_DTYPES, Builder, Rule, Rules, Unsupported
+from prunec.backends.onnx_build import NUMPY_DTYPES, Builder, Rule, Rules, Unsupported, argument
 from prunec.ir.graph import Arg, Op, Ref
 
 __all__ = ["NN"]
@@ -24,14 +24,10 @@ def _ints(arg: Arg, count: int) -> list[int]:
     return found * count if len(found) == 1 else found
 
 
-def _argument(op: Op, position: int, default: Arg) -> Arg:
-    return op.args[position] if len(op.args) > position else default
-
-
 def _linear(b: Builder, op: Op) -> ir.Value:
     """The weight keeps its [out, in] layout in the file; runtimes fold the transposition."""
     x, weight = op.args[:2]
-    bias = _argument(op, 2, None)
+    bias = argument(op, 2, None)
     one = b.rank(weight) == 1  # a single output, which has no dimension
     product = b.op("MatMul", b.value(x), b.value(weight) if one else _transposed(b, weight))
     return b.op("Add", product, b.value(bias)) if bias is not None else product
@@ -79,9 +75,9 @@ def _einsum(b: Builder, op: Op) -> ir.Value:
 
 def _conv(b: Builder, op: Op) -> ir.Value:
     spatial = b.rank(op.args[1]) - 2
-    x, weight, bias = op.args[0], op.args[1], _argument(op, 2, None)
+    x, weight, bias = op.args[0], op.args[1], argument(op, 2, None)
     stride, padding, dilation, groups = (
-        _argument(op, i + 3, default) for i, default in enumerate((1, 0, 1, 1))
+        argument(op, i + 3, default) for i, default in enumerate((1, 0, 1, 1))
     )
     settings: dict[str, Any] = {
         "strides": _ints(stride, spatial),
@@ -101,9 +97,9 @@ def _conv(b: Builder, op: Op) -> ir.Value:
 
 def _conv_transpose(b: Builder, op: Op) -> ir.Value:
     spatial = b.rank(op.args[1]) - 2
-    x, weight, bias = op.args[0], op.args[1], _argument(op, 2, None)
+    x, weight, bias = op.args[0], op.args[1], argument(op, 2, None)
     stride, padding, extra, groups, dilation = (
-        _argument(op, i + 3, default) for i, default in enumerate((1, 0, 0, 1, 1))
+        argument(op, i + 3, default) for i, default in enumerate((1, 0, 0, 1, 1))
     )
     return b.op(
         "ConvTranspose",
@@ -121,7 +117,7 @@ def _conv_transpose(b: Builder, op: Op) -> ir.Value:
 def _layer_norm(b: Builder, op: Op) -> ir.Value:
     x, normalized = op.args[:2]
     assert isinstance(normalized, tuple)
-    weight, bias = _argument(op, 2, None), _argument(op, 3, None)
+    weight, bias = argument(op, 2, None), argument(op, 3, None)
     shape = b.type(x).shape[-len(normalized) :]
     ones = b.op("Expand", b.const(1, op.types[0].dtype), b.const(list(shape)))
     return b.op(
@@ -135,7 +131,7 @@ def _layer_norm(b: Builder, op: Op) -> ir.Value:
 
 
 def _epsilon(op: Op, position: int) -> float:
-    eps = _argument(op, position, 1e-5)
+    eps = argument(op, position, 1e-5)
     assert isinstance(eps, int | float)
     return float(eps)
 
@@ -144,7 +140,7 @@ def _rms_norm(b: Builder, op: Op) -> ir.Value:
     x, normalized = op.args[:2]
     assert isinstance(normalized, tuple)
     dtype = op.types[0].dtype
-    weight, eps = _argument(op, 2, None), _argument(op, 3, None)
+    weight, eps = argument(op, 2, None), argument(op, 3, None)
     if not isinstance(eps, int | float):
         eps = float(_limits(dtype).eps)
     value = b.value(x)
@@ -157,7 +153,7 @@ def _rms_norm(b: Builder, op: Op) -> ir.Value:
 
 def _group_norm(b: Builder, op: Op) -> ir.Value:
     x, groups = op.args[:2]
-    weight, bias = _argument(op, 2, None), _argument(op, 3, None)
+    weight, bias = argument(op, 2, None), argument(op, 3, None)
     rank, dtype = b.rank(x), op.types[0].dtype
     value = b.value(x)
     split = b.op("Reshape", value, b.const([0, groups, -1]))
@@ -207,8 +203,8 @@ def _attention(b: Builder, op: Op) -> ir.Value:
     """softmax(scale q k' + mask) v, in the form that runtimes fuse and run at the speed of its
     products. A row that may attend to nothing gives 0, as in torch."""
     query, key, value = op.args[:3]
-    mask = _argument(op, 3, None)
-    causal = _argument(op, 5, False)
+    mask = argument(op, 3, None)
+    causal = argument(op, 5, False)
     dtype = op.types[0].dtype
     scale = op.kwarg("scale")
     if scale is None:
@@ -290,20 +286,20 @@ def _causal(b: Builder, op: Op, dtype: str) -> ir.Value:
 def _pool(kind: str, spatial: int) -> Rule:
     def write(b: Builder, op: Op) -> ir.Value:
         kernel = _ints(op.args[1], spatial)
-        stride = _argument(op, 2, ()) or tuple(kernel)
-        padding = _argument(op, 3, 0)
+        stride = argument(op, 2, ()) or tuple(kernel)
+        padding = argument(op, 3, 0)
         settings: dict[str, Any] = {
             "kernel_shape": kernel,
             "strides": _ints(stride, spatial),
             "pads": _ints(padding, spatial) * 2,
         }
         if kind == "MaxPool":
-            settings["dilations"] = _ints(_argument(op, 4, 1), spatial)
-            settings["ceil_mode"] = int(bool(_argument(op, 5, False)))
+            settings["dilations"] = _ints(argument(op, 4, 1), spatial)
+            settings["ceil_mode"] = int(bool(argument(op, 5, False)))
         else:
-            settings["ceil_mode"] = int(bool(_argument(op, 4, False)))
-            settings["count_include_pad"] = int(bool(_argument(op, 5, True)))
-            if _argument(op, 6, None) is not None:
+            settings["ceil_mode"] = int(bool(argument(op, 4, False)))
+            settings["count_include_pad"] = int(bool(argument(op, 5, True)))
+            if argument(op, 6, None) is not None:
                 raise Unsupported("average pooling with its own divisor")
         return b.op(kind, b.value(op.args[0]), **settings)
 
@@ -359,7 +355,7 @@ def _weight_norm(b: Builder, op: Op) -> ir.Value:
 
 
 def _glu(b: Builder, op: Op) -> ir.Value:
-    dim = _argument(op, 1, -1)
+    dim = argument(op, 1, -1)
     assert isinstance(dim, int)
     left, right = b.many("Split", b.value(op.args[0]), outputs=2, axis=dim, num_outputs=2)
     return b.op("Mul", left, b.op("Sigmoid", right))

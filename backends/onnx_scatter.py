@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from prunec.backends.onnx_build import Builder, Rule, Rules, Unsupported
+from prunec.backends.onnx_build import Builder, Rule, Rules, Unsupported, argument
 from prunec.ir.graph import Arg, Op, Ref
 
 __all__ = ["SCATTER"]
@@ -85,12 +85,12 @@ def _select_scatter(b: Builder, op: Op) -> ir.Value:
 
 
 def _slice_scatter(b: Builder, op: Op) -> ir.Value:
-    source, dim, start, end, step = (*op.args[1:], *(0, None, None, 1)[len(op.args) - 2 :])
-    if not isinstance(dim, int) or not isinstance(start, int | None) or step != 1:
-        raise Unsupported("a slice with a step or a start known at run time")
-    if not isinstance(end, int | None):
-        raise Unsupported("a slice with an end known at run time")
-    return _between(b, op, dim, start or 0, b.value(source, op.types[0].dtype), end)
+    dim, start, end = argument(op, 2, 0), argument(op, 3, None), argument(op, 4, None)
+    if not isinstance(dim, int) or argument(op, 5, 1) != 1:
+        raise Unsupported("a slice with a step")
+    if not isinstance(start, int | None) or not isinstance(end, int | None):
+        raise Unsupported("a slice with bounds known at run time")
+    return _between(b, op, dim, start or 0, b.value(op.args[1], op.types[0].dtype), end)
 
 
 def _between(b: Builder, op: Op, dim: int, start: int, part: ir.Value, end: int | None) -> ir.Value:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from prunec.backends.onnx_build import Builder, Rule, Rules, Unsupported
+from prunec.backends.onnx_build import Builder, Rule, Rules, Unsupported, argument
 from prunec.ir.graph import Arg, Op, Ref
 
 __all__ = ["SHAPE"]
@@ -161,11 +161,11 @@ def _select(b: Builder, op: Op) -> ir.Value:
 
 def _diff(b: Builder, op: Op) -> ir.Value:
     """Each entry less the one before it, over what may be given in front and behind."""
-    source, times, dim, *ends = (*op.args, *(1, -1)[len(op.args) - 1 :])
-    if times != 1 or not isinstance(dim, int):
+    dim = argument(op, 2, -1)
+    if argument(op, 1, 1) != 1 or not isinstance(dim, int):
         raise Unsupported("differences of differences")
-    front, back = (*ends, None, None)[:2]
-    parts = [b.value(part) for part in (front, source, back) if part is not None]
+    joined = (argument(op, 3, None), op.args[0], argument(op, 4, None))
+    parts = [b.value(part) for part in joined if part is not None]
     value = b.op("Concat", *parts, axis=dim) if len(parts) > 1 else parts[0]
     return b.op("Sub", _cut(b, value, dim, 1, None), _cut(b, value, dim, 0, -1))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -13,8 +14,10 @@ from onnx_cases import CASES, Case
 from torch import Tensor, nn
 
 from prunec.backends import onnx, onnx_export
+from prunec.backends.onnx_build import Builder
 from prunec.frontends.torch import Traced, trace
 from prunec.ir.diagnostics import PrunecError
+from prunec.ir.sizes import dim_size
 
 SIZES = (2, 3)
 
@@ -116,3 +119,38 @@ def test_what_else_is_done_with_complex_numbers_is_refused(tmp_path: Path) -> No
     found = trace(Fourier(), {"x": torch.zeros(2, 4)})
     with pytest.raises(PrunecError, match=r"P221.*of complex numbers"):
         onnx.emit(found.graph, found.constants, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "n*2 - 1",
+        "(n + 3)//4 + n % 2",
+        "(4 + (-1)*(n % 4)) % 4",
+        "(-n)//3",
+        "Max(n, 4) - Min(n, 2, 9)",
+        "n**2",
+    ],
+)
+def test_a_size_that_no_operation_computes(size: str) -> None:
+    """The runtime and `dim_size` come to the same, and a size is computed once."""
+    graph = traced(Case(torch.neg, (torch.zeros(2, 3),))).graph
+    b = Builder(graph)
+    (x,) = graph.inputs
+    rows = ir.Value(name="a", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["n", 3]))
+    b.values[x.name] = rows
+    found = b.size(size)
+    assert b.size(size) is found
+    program = ir.Graph(
+        [rows],
+        [found],
+        nodes=b.nodes,
+        initializers=list(b.constants.values()),
+        opset_imports={"": onnx.OPSET},
+    )
+    found.type = ir.TensorType(ir.DataType.INT64)
+    model = ir.to_proto(ir.Model(program, ir_version=onnx.IR_VERSION))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for n in range(1, 9):
+        (computed,) = session.run(None, {"a": np.zeros((n, 3), np.float32)})
+        assert computed.tolist() == [dim_size(size, {"n": n})]
