@@ -219,6 +219,15 @@ def _logarithm(base: float) -> Rule:
     return write
 
 
+def _logit(b: Builder, op: Op) -> ir.Value:
+    dtype = _result(op)
+    x, one = b.value(op.args[0], dtype), b.const(1, dtype)
+    nearest = op.args[1] if len(op.args) > 1 else None
+    if isinstance(nearest, float):
+        x = b.op("Clip", x, b.const(nearest, dtype), b.const(1 - nearest, dtype))
+    return b.op("Log", b.op("Div", x, b.op("Sub", one, x)))
+
+
 def _expm1(b: Builder, op: Op) -> ir.Value:
     dtype = _result(op)
     return b.op("Sub", b.op("Exp", b.value(op.args[0], dtype)), b.const(1, dtype))
@@ -300,10 +309,12 @@ POINTWISE: Rules = {
     "aten.gelu.default": _gelu,
     "aten.square.default": _square,
     "aten.exp2.default": _exp2,
-    "aten.log1p.default": _log1p,
+    **_named(("log1p.default", "special_log1p.default"), _log1p),
+    **_named(("logit.default", "special_logit.default"), _logit),
+    "aten.special_erf.default": _unary("Erf"),
     "aten.log2.default": _logarithm(2.0),
     "aten.log10.default": _logarithm(10.0),
-    "aten.expm1.default": _expm1,
+    **_named(("expm1.default", "special_expm1.default"), _expm1),
     "aten.relu6.default": _relu6,
     "aten.hardtanh.default": _hardtanh,
     "aten.hardsigmoid.default": _hardsigmoid,

@@ -46,6 +46,16 @@ def _quantifier(kind: str) -> Rule:
     return write
 
 
+def _is_in(b: Builder, op: Op) -> ir.Value:
+    """Whether an entry is among some others: any of them equals it."""
+    dtype = b.promoted(*op.args)
+    entry = b.op("Unsqueeze", b.value(op.args[0], dtype), b.ints(-1))
+    others = b.op("Reshape", b.value(op.args[1], dtype), b.ints(-1))
+    same = b.cast(b.op("Equal", entry, others), "i32")
+    found = b.cast(_over(b, "ReduceMax", same, [-1], keep=False), "bool")
+    return b.op("Not", found) if op.kwarg("invert", False) else found
+
+
 def _variance(b: Builder, op: Op) -> ir.Value:
     dims = _dims(op.args[1] if len(op.args) > 1 else None)
     if op.name.endswith(".dim"):
@@ -234,6 +244,7 @@ REDUCE: Rules = {
     **dict.fromkeys(
         ("aten.all.dim", "aten.all.dims", "aten.all.default"), _quantifier("ReduceMin")
     ),
+    "aten.isin.Tensor_Tensor": _is_in,
     **dict.fromkeys(("aten.var.correction", "aten.var.dim"), _variance),
     **dict.fromkeys(("aten.std.correction", "aten.std.dim"), _deviation),
     "aten.linalg_vector_norm.default": _norm,

@@ -1041,6 +1041,7 @@ CASES: dict[str, Case] = {
         ),
         12,
     ),
+    "aten.special_logit": on_rows("aten.special_logit.default", 0.1),
     "aten.bucketize": case(
         lambda b: b.down(as_float(b, "aten.bucketize.Tensor", b.constant([0.0, 0.5]))), 12
     ),

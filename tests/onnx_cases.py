@@ -76,6 +76,13 @@ def _unary() -> dict[str, Case]:
         found[f"aten.{name}.default"] = case(getattr(aten, name), positive(2, 3))
     for name in ("asin", "acos", "atanh"):
         found[f"aten.{name}.default"] = case(getattr(aten, name), unit(2, 3))
+    for name in ("erf", "expm1", "log1p"):
+        found[f"aten.special_{name}.default"] = case(getattr(aten, f"special_{name}"), unit(2, 3))
+    for name in ("logit", "special_logit"):
+        function = getattr(aten, name)
+        found[f"aten.{name}.default"] = Case(
+            lambda x, f=function: (f(x.sigmoid()), f(x, 0.1)), (unit(2, 3),)
+        )
     found["aten.acosh.default"] = case(lambda x: aten.acosh(x + 1), positive(2, 3))
     for name in "softplus mish silu square exp2 expm1 relu6 hardsigmoid hardswish".split():
         found[f"aten.{name}.default"] = case(getattr(aten, name), X)
@@ -329,6 +336,9 @@ REDUCE: dict[str, Case] = {
     "aten.all.dim": case(lambda x: x.all(1, keepdim=True), T),
     "aten.all.dims": case(lambda x: x.all((1, 2)), T),
     "aten.all.default": case(lambda x: x.all(), T),
+    "aten.isin.Tensor_Tensor": case(
+        lambda n, m: (torch.isin(n, m), torch.isin(n[:, 0], m[0], invert=True)), N, M
+    ),
     "aten.var.correction": case(
         lambda x: (aten.var.correction(x, [2]), x.var((1, 2), correction=0, keepdim=True)), X
     ),

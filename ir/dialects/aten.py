@@ -191,7 +191,8 @@ RULES |= dict.fromkeys(
     (
         "aten.where aten.masked_fill aten._prelu_kernel aten.max.other aten.min.other "
         "aten.hardswish aten.log_sigmoid aten.rsub aten.floor_divide aten.complex aten.polar "
-        "aten.real aten.imag aten.conj aten.special_expm1 aten.special_erf aten.special_log1p"
+        "aten.real aten.imag aten.conj aten.special_expm1 aten.special_erf aten.special_log1p "
+        "aten.special_logit"
     ).split(),
     entries.pointwise,
 )

@@ -63,16 +63,21 @@ def examples(pruned: Outcome) -> list[dict[str, Array]]:
 
 
 def relative_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
-    """The largest absolute difference of any output over the largest absolute value of it."""
+    """The largest absolute difference of any output over the largest absolute value of it.
+    Infinities, as scores that are masked, have to stand at the same places."""
     worst = 0.0
     in_order = list(found.values())
     for i, (name, value) in enumerate(wanted.items()):
         # TorchScript's outputs have places, not names
         a, b = _array(found[name] if name in found else in_order[i]), _array(value)
-        if a.shape != b.shape or not np.isfinite(a).all():
+        finite = np.isfinite(b)
+        if a.shape != b.shape or not np.array_equal(a[~finite], b[~finite]):
             return float("inf")
-        scale = float(np.abs(b).max()) or 1.0
-        worst = max(worst, float(np.abs(a - b).max()) / scale)
+        a, b = a[finite], b[finite]
+        if not np.isfinite(a).all():
+            return float("inf")
+        scale = float(np.abs(b).max(initial=0)) or 1.0
+        worst = max(worst, float(np.abs(a - b).max(initial=0)) / scale)
     return worst
 
 
