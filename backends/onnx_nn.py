@@ -301,7 +301,11 @@ def _pool(kind: str, spatial: int) -> Rule:
             settings["count_include_pad"] = int(bool(argument(op, 5, True)))
             if argument(op, 6, None) is not None:
                 raise Unsupported("average pooling with its own divisor")
-        return b.op(kind, b.value(op.args[0]), **settings)
+        x = b.value(op.args[0])
+        if b.rank(op.args[0]) == spatial + 1:  # no batch
+            first = b.ints(0)
+            return b.op("Squeeze", b.op(kind, b.op("Unsqueeze", x, first), **settings), first)
+        return b.op(kind, x, **settings)
 
     return write
 
@@ -347,6 +351,18 @@ def _resize(mode: str, spatial: int) -> Rule:
     return write
 
 
+def _grid_sample(b: Builder, op: Op) -> ir.Value:
+    x, grid, mode, padding, aligned = op.args
+    return b.op(
+        "GridSample",
+        b.value(x),
+        b.value(grid),
+        mode=("linear", "nearest", "cubic")[_ints(mode, 1)[0]],
+        padding_mode=("zeros", "border", "reflection")[_ints(padding, 1)[0]],
+        align_corners=int(bool(aligned)),
+    )
+
+
 def _weight_norm(b: Builder, op: Op) -> ir.Value:
     weight, length, dim = (*op.args, 0)[:3]
     axes = b.ints(*(d for d in range(b.rank(weight)) if d != dim))
@@ -387,6 +403,7 @@ NN: Rules = {
     "aten.upsample_bilinear2d.vec": _resize("linear", 2),
     "aten.upsample_trilinear3d.vec": _resize("linear", 3),
     "aten.upsample_bicubic2d.vec": _resize("cubic", 2),
+    **dict.fromkeys(("aten.grid_sampler.default", "aten.grid_sampler_2d.default"), _grid_sample),
     "aten._weight_norm.default": _weight_norm,
     "aten.glu.default": _glu,
 }

@@ -46,6 +46,18 @@ def _quantifier(kind: str) -> Rule:
     return write
 
 
+def _nonzero(b: Builder, op: Op) -> ir.Value:
+    return b.op("Transpose", b.op("NonZero", b.value(op.args[0])), perm=[1, 0])
+
+
+def _places(b: Builder, op: Op) -> Sequence[ir.Value]:
+    """Where entries are true, dimension by dimension."""
+    found = b.op("NonZero", b.value(op.args[0]))
+    count = len(op.results)
+    rows = b.many("Split", found, outputs=count, axis=0, num_outputs=count)
+    return [b.op("Squeeze", row, b.ints(0)) for row in rows]
+
+
 def _is_in(b: Builder, op: Op) -> ir.Value:
     """Whether an entry is among some others: any of them equals it."""
     dtype = b.promoted(*op.args)
@@ -244,6 +256,8 @@ REDUCE: Rules = {
     **dict.fromkeys(
         ("aten.all.dim", "aten.all.dims", "aten.all.default"), _quantifier("ReduceMin")
     ),
+    "aten.nonzero.default": _nonzero,
+    "aten.where.default": _places,
     "aten.isin.Tensor_Tensor": _is_in,
     **dict.fromkeys(("aten.var.correction", "aten.var.dim"), _variance),
     **dict.fromkeys(("aten.std.correction", "aten.std.dim"), _deviation),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from prunec.backends.onnx_build import Builder, Rule, Rules, Unsupported, argument
+from prunec.backends.onnx_shape import cut
 from prunec.ir.graph import Arg, Op, Ref
 
 __all__ = ["SCATTER"]
-
-_END = 2**63 - 1
 
 
 def _scatter(reduction: str) -> Rule:
@@ -88,26 +87,20 @@ def _slice_scatter(b: Builder, op: Op) -> ir.Value:
     dim, start, end = argument(op, 2, 0), argument(op, 3, None), argument(op, 4, None)
     if not isinstance(dim, int) or argument(op, 5, 1) != 1:
         raise Unsupported("a slice with a step")
-    if not isinstance(start, int | None) or not isinstance(end, int | None):
-        raise Unsupported("a slice with bounds known at run time")
     return _between(b, op, dim, start or 0, b.value(op.args[1], op.types[0].dtype), end)
 
 
-def _between(b: Builder, op: Op, dim: int, start: int, part: ir.Value, end: int | None) -> ir.Value:
+def _between(b: Builder, op: Op, dim: int, start: Arg, part: ir.Value, end: Arg) -> ir.Value:
     """What stands before `start`, the part, and what stands from `end` on. A bound may lie
     outside, as bounds of slices may."""
     size = op.types[0].shape[dim]
     whole = b.value(op.args[0])
     parts = [part]
     if start != 0:
-        parts.insert(0, _cut(b, whole, dim, 0, start))
-    if end is not None and end < (size if isinstance(size, int) else _END):
-        parts.append(_cut(b, whole, dim, end, _END))
+        parts.insert(0, cut(b, whole, dim, 0, start))
+    if end is not None and not (isinstance(end, int) and isinstance(size, int) and end >= size):
+        parts.append(cut(b, whole, dim, end, None))
     return b.op("Concat", *parts, axis=dim) if len(parts) > 1 else b.op("Identity", part)
-
-
-def _cut(b: Builder, value: ir.Value, dim: int, start: int, end: int) -> ir.Value:
-    return b.op("Slice", value, b.ints(start), b.ints(end), b.ints(dim))
 
 
 SCATTER: Rules = {

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from prunec.backends.onnx_build import Builder, Rule, Rules, Unsupported, argument
 from prunec.ir.graph import Arg, Op, Ref
 
-__all__ = ["SHAPE"]
+__all__ = ["SHAPE", "cut"]
 
 _END = 2**63 - 1
 
@@ -115,9 +115,10 @@ def _dim(op: Op, position: int, default: int = 0) -> int:
 def _split(b: Builder, op: Op) -> Sequence[ir.Value]:
     dim = _dim(op, 2)
     sizes = [t.shape[dim] for t in op.types]
-    if not all(isinstance(size, int) for size in sizes):
-        raise Unsupported("parts of computed sizes")
-    lengths = b.const(sizes)
+    if all(isinstance(size, int) for size in sizes):
+        lengths = b.const(sizes)
+    else:
+        lengths = b.op("Concat", *map(b.size, sizes), axis=0)
     return b.many("Split", b.value(op.args[0]), lengths, outputs=len(sizes), axis=dim)
 
 
@@ -140,10 +141,11 @@ def _unbind(b: Builder, op: Op) -> Sequence[ir.Value]:
 
 def _slice(b: Builder, op: Op) -> ir.Value:
     source, dim, start, end, step = op.args
-    return _cut(b, b.value(source), _ints(dim)[0], start, end, step)
+    return cut(b, b.value(source), _ints(dim)[0], start, end, step)
 
 
-def _cut(b: Builder, value: ir.Value, dim: int, start: Arg, end: Arg, step: Arg = 1) -> ir.Value:
+def cut(b: Builder, value: ir.Value, dim: int, start: Arg, end: Arg, step: Arg = 1) -> ir.Value:
+    """The part between two bounds, which may be computed; None stands for an end."""
     bounds = [_bound(b, start, 0), _bound(b, end, _END)]
     return b.op("Slice", value, *bounds, b.ints(dim), b.ints(*_ints(step)))
 
@@ -167,7 +169,7 @@ def _diff(b: Builder, op: Op) -> ir.Value:
     joined = (argument(op, 3, None), op.args[0], argument(op, 4, None))
     parts = [b.value(part) for part in joined if part is not None]
     value = b.op("Concat", *parts, axis=dim) if len(parts) > 1 else parts[0]
-    return b.op("Sub", _cut(b, value, dim, 1, None), _cut(b, value, dim, 0, -1))
+    return b.op("Sub", cut(b, value, dim, 1, None), cut(b, value, dim, 0, -1))
 
 
 def _meshgrid(b: Builder, op: Op) -> Sequence[ir.Value]:
@@ -197,9 +199,31 @@ def _roll(b: Builder, op: Op) -> ir.Value:
     if len(op.args) < 3 or not op.args[2]:
         raise Unsupported("roll of a flattened tensor")
     for shift, dim in zip(_ints(op.args[1]), _ints(op.args[2]), strict=True):
-        parts = (_cut(b, value, dim, -shift, None), _cut(b, value, dim, 0, -shift))
+        parts = (cut(b, value, dim, -shift, None), cut(b, value, dim, 0, -shift))
         value = b.op("Concat", *parts, axis=dim) if shift else value
     return value
+
+
+def _unfold(b: Builder, op: Op) -> ir.Value:
+    """Windows along a dimension: their entries by number, the window as the last dimension."""
+    source, dim, size, step = op.args
+    (dim, size, step) = (_ints(n)[0] for n in (dim, size, step))
+    count = op.types[0].shape[dim]
+    within = b.const([list(range(size))])
+    if isinstance(count, int):
+        starts = b.const([[i * step] for i in range(count)])
+    else:
+        numbers = b.op("Range", b.const(0), b.op("Squeeze", b.size(count), b.ints(0)), b.const(1))
+        starts = b.op("Unsqueeze", b.op("Mul", numbers, b.const(step)), b.ints(1))
+    found = b.op("Gather", b.value(source), b.op("Add", starts, within), axis=dim)
+    rank = b.rank(source)
+    order = [d for d in range(rank + 1) if d != dim + 1]
+    return b.op("Transpose", found, perm=[*order, dim + 1])
+
+
+def _fill(b: Builder, op: Op) -> ir.Value:
+    fill = b.value(op.args[1], op.types[0].dtype)
+    return b.op("Expand", fill, b.op("Shape", b.value(op.args[0])))
 
 
 def _repeat(b: Builder, op: Op) -> ir.Value:
@@ -389,6 +413,8 @@ SHAPE: Rules = {
     "aten.meshgrid.indexing": _meshgrid,
     "aten.flip.default": _flip,
     "aten.roll.default": _roll,
+    "aten.unfold.default": _unfold,
+    **dict.fromkeys(("aten.fill.Scalar", "aten.fill.Tensor"), _fill),
     "aten.repeat.default": _repeat,
     "aten.tile.default": _repeat,
     "aten.repeat_interleave.self_int": _repeat_interleave,

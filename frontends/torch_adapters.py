@@ -37,6 +37,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
         within.enter_context(batched_experts(model))
         within.enter_context(_patches())
         within.enter_context(_no_empty_masks())
+        within.enter_context(_overlapping_windows())
         yield
 
 
@@ -92,6 +93,40 @@ def _no_empty_masks() -> AbstractContextManager[None]:
     shorten their sequence layer by layer cannot take one, and it would be computed in vain."""
     found: Any = mock.patch.object(masking_utils, "is_torchdynamo_exporting", bool, create=True)
     return cast(AbstractContextManager[None], found)
+
+
+def _overlapping_windows() -> AbstractContextManager[None]:
+    """Views by strides are taken as windows where they are such: strides count what lies in
+    memory, and say nothing of which dimension is read."""
+    plain = torch.Tensor.as_strided
+
+    def as_strided(
+        x: torch.Tensor, size: Any, stride: Any, storage_offset: int | None = None
+    ) -> torch.Tensor:
+        if storage_offset in (None, x.storage_offset()):
+            found = _windows(x, size, stride)
+            if found is not None:
+                return found
+        return plain(x, size, stride, storage_offset)
+
+    found: Any = mock.patch.object(torch.Tensor, "as_strided", as_strided)
+    return cast(AbstractContextManager[None], found)
+
+
+def _windows(x: torch.Tensor, size: Any, stride: Any) -> torch.Tensor | None:
+    """Of x [.., n, w, ..] cut in pieces of w: windows of w that begin closer to one another."""
+    if x.dim() != len(size) or x.dim() != len(stride):
+        return None
+    own = x.stride()
+    (d, *others) = [d for d in range(x.dim()) if (size[d], stride[d]) != (x.size(d), own[d])] or [
+        -1
+    ]
+    if others or not 0 <= d < x.dim() - 1 or own[d] != size[d + 1] * own[d + 1]:
+        return None
+    step, rest = divmod(stride[d], own[d + 1])
+    if rest or step < 1 or size[d] != (x.size(d) - 1) * size[d + 1] // step + 1:
+        return None
+    return x.flatten(d, d + 1).unfold(d, size[d + 1], step).movedim(-1, d + 1)
 
 
 @contextmanager

@@ -194,13 +194,20 @@ SHAPE: dict[str, Case] = {
     "aten.stack.default": case(lambda x, y: (torch.stack([x, y]), torch.stack([x, y], -1)), X, Y),
     "aten.split.Tensor": case(lambda x: x.split(3, 2), X),
     "aten.split.sizes": case(lambda x: aten.split.sizes(x, [1, 3], 2), X),
-    "aten.split_with_sizes.default": case(lambda x: x.split([1, 3], 2), X),
+    "aten.split_with_sizes.default": case(
+        lambda x: (*x.split([1, 3], 2), *torch.cat([x, x[:1]]).split([1, x.shape[0]])), X
+    ),
     "aten.chunk.default": case(lambda x: (x.chunk(3, 2), torch.cat([x, x]).chunk(2, 0)), X),
     "aten.unbind.int": case(lambda x: x.unbind(1), X),
     "aten.slice.Tensor": case(
         lambda x: (x[:, 1:], x[..., ::2], x[1:], x[..., -2:], x[: x.shape[0] - 1], x[-1:]), X
     ),
     "aten.expand_as.default": case(lambda x, y: y.expand_as(x), X, rand(1, 4)),
+    "aten.unfold.default": case(
+        lambda x, y: (x.unfold(1, 2, 1), x.unfold(2, 3, 3), y.unfold(0, 2, 1)), X, Y
+    ),
+    "aten.fill.Scalar": case(lambda x: aten.fill(x, 2.5), X),
+    "aten.fill.Tensor": case(lambda x: aten.fill(x, x.sum()), X),
     "aten.diff.default": case(
         lambda x, y: (
             x.diff(),
@@ -312,6 +319,7 @@ SCATTER: dict[str, Case] = {
             aten.slice_scatter(x, y[..., :2], 2, -3, -1),
             aten.slice_scatter(x, y, 0, 0, 2**63 - 1),
             aten.slice_scatter(x, y[:1], 0, 1, 2),
+            aten.slice_scatter(torch.cat([x, x]), y, 0, len(x) - 1, 2 * len(x) - 1),
         ),
         X,
         Y,
@@ -336,6 +344,8 @@ REDUCE: dict[str, Case] = {
     "aten.all.dim": case(lambda x: x.all(1, keepdim=True), T),
     "aten.all.dims": case(lambda x: x.all((1, 2)), T),
     "aten.all.default": case(lambda x: x.all(), T),
+    "aten.nonzero.default": case(lambda x: (x > 0).nonzero(), X),
+    "aten.where.default": case(lambda x: (*torch.where(x > 0), *torch.where(x[:, 0, 0] < 9)), X),
     "aten.isin.Tensor_Tensor": case(
         lambda n, m: (torch.isin(n, m), torch.isin(n[:, 0], m[0], invert=True)), N, M
     ),
@@ -491,7 +501,9 @@ NN: dict[str, Case] = {
         (rand(2, 1, 5, 5) > 0) & (torch.arange(5)[:, None] > 0),  # row 0 attends to nothing
     ),
     "aten.max_pool1d.default": case(lambda x: aten.max_pool1d(x, [2]), WIDE),
-    "aten.max_pool2d.default": case(lambda x: nnf.max_pool2d(x, 3, 2, 1), IMAGE),
+    "aten.max_pool2d.default": case(
+        lambda x: (nnf.max_pool2d(x, 3, 2, 1), nnf.max_pool2d(x[0], 2)), IMAGE
+    ),
     "aten.max_pool3d.default": case(lambda x: nnf.max_pool3d(x, 2), rand(2, 2, 4, 4, 4)),
     "aten.avg_pool1d.default": case(lambda x: nnf.avg_pool1d(x, 3, 2, 1), WIDE),
     "aten.avg_pool2d.default": case(
@@ -538,6 +550,18 @@ NN: dict[str, Case] = {
             nnf.interpolate(x, (9, 13), mode="bicubic", align_corners=True),
         ),
         IMAGE,
+    ),
+    "aten.grid_sampler.default": case(
+        lambda x, g: (
+            nnf.grid_sample(x, g, align_corners=False),
+            nnf.grid_sample(x, g, "nearest", "border", align_corners=False),
+            nnf.grid_sample(x, g, "bilinear", "reflection", align_corners=True),
+        ),
+        IMAGE,
+        rand(2, 3, 5, 2),
+    ),
+    "aten.grid_sampler_2d.default": case(
+        lambda x, g: aten.grid_sampler_2d(x, g, 0, 0, True), IMAGE, rand(2, 3, 5, 2)
     ),
     "aten._weight_norm.default": case(
         lambda x, v, g: x @ torch._weight_norm(v, g, 0) + x @ torch._weight_norm(v, g.mT, 1),

@@ -23,11 +23,11 @@ from prunec.breakdown import source_rows
 from prunec.calibrating import Calibrated, Sample
 from prunec.cli import main
 from prunec.frontends.calibration import Share
+from prunec.hashes import hash_data
 from prunec.journal import load_calibration, save_calibration
 from prunec.loading import Loaded, load
 from prunec.options import PruneOptions
 from prunec.progress import Silent
-from prunec.recipe import hash_data
 from prunec.state import State, state_key
 
 

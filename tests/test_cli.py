@@ -23,10 +23,11 @@ from prunec.card import render_card
 from prunec.cli import main
 from prunec.console import Console
 from prunec.escape import markdown, printable
+from prunec.hashes import hash_source
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.options import PruneOptions
 from prunec.progress import Progress
-from prunec.recipe import hash_source, read_recipe, write_recipe
+from prunec.recipe import read_recipe, write_recipe
 from prunec.reports import (
     Check,
     GroupRow,

@@ -208,17 +208,16 @@ class PrunedModel:
         appears when it is whole. With `verify` law 1 and all formats are checked; the exit code
         of the report tells. Raises PrunecError when `out` exists or cannot be written.
         """
-        from prunec.background import in_background
+        from prunec.hashes import source_hash
         from prunec.output import staged
         from prunec.pipeline import write
-        from prunec.recipe import hash_source
         from prunec.request import sources
 
         options = replace(self._pruned.options, out=Path(out), overwrite=overwrite, verify=verify)
         loaded = self._pruned.loaded
         if self._live is None and loaded.digest is None:
             path = loaded.source.path
-            loaded = replace(loaded, digest=in_background(lambda: hash_source(path)))
+            loaded = replace(loaded, digest=source_hash(path))
         pruned = replace(self._pruned, options=options, loaded=loaded)
         read = () if self._live is not None else sources(options)
         with staged(Path(out), overwrite=overwrite, sources=read) as stage:

@@ -219,6 +219,10 @@ def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     """
     console = _console(as_json)
     with console.working():
+        from prunec.hashes import begin_hash
+
+        if str(given["model"]).endswith(".onnx") and given["out"] and not given["dry_run"]:
+            begin_hash(given["model"])  # takes as long as all else
         from prunec.request import prune_options
         from prunec.show import show_prune
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunec.background import in_background
 from prunec.engine import Engine
 from prunec.frontends.source import Source, resolve
+from prunec.hashes import source_hash
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ir.graph import Graph
 from prunec.passes.cost import Cost
@@ -25,7 +25,6 @@ from prunec.passes.regions import Region, find_regions
 from prunec.passes.remove import remove
 from prunec.progress import Progress
 from prunec.ranks import world_size
-from prunec.recipe import hash_source
 
 if TYPE_CHECKING:
     from prunec.backends.hf_depth import Shallower
@@ -209,7 +208,7 @@ def _checkpoint(
 
     seconds: dict[str, float] = {}
     with progress.step("Reading the configuration"):
-        digest = in_background(lambda: hash_source(source.path)) if hashed else None
+        digest = source_hash(source.path) if hashed else None
         config = hf.load_config(source, trust_remote_code)
         module = hf.build_meta(config, trust_remote_code=trust_remote_code)
         stored: Weights = checkpoint.open_parameters(module, source) if need_weights else {}
@@ -240,7 +239,7 @@ def _checkpoint(
 def _file(source: Source, progress: Progress, hashed: bool, caches: bool) -> Loaded:
     """An ONNX file, which says itself what it computes. Hashing starts before what reads the file
     is imported: it finds out itself which data may be read."""
-    digest = in_background(lambda: hash_source(source.path)) if hashed else None
+    digest = source_hash(source.path) if hashed else None
     from prunec.frontends.onnx import read_onnx
     from prunec.ir.dialects.onnx import ONNX
 

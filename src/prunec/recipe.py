@@ -6,7 +6,6 @@ never taken from a recipe: whoever runs it decides.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from reprlib import repr as brief  # a value may stand for billions by its aliases
 from typing import Any
 
+from prunec.hashes import hash_data, hash_source
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.plain_yaml import load_yaml
 from prunec.recipe_options import VERBS, Told, absolute, as_fields, as_yaml, mistaken_options
@@ -25,8 +25,6 @@ __all__ = [
     "Recipe",
     "check_files",
     "common_mistakes",
-    "hash_data",
-    "hash_source",
     "hashes_in",
     "load_recipe",
     "read_recipe",
@@ -42,9 +40,6 @@ PACKAGES = (
     "prunec", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch",
     "transformers",
 )  # fmt: skip
-
-MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
-"""What a folder means as a model; its pictures and read-me files may change."""
 
 MODEL_FIELDS = ("path", "sha256")
 
@@ -124,50 +119,8 @@ def check_files(recipe: Recipe, names: Mapping[str, str]) -> None:
         raise PrunecError(changed, Exit.USAGE)
 
 
-def hash_source(path: Path) -> str:
-    """SHA-256 of a file, of an ONNX file with its external data, or of a model folder.
-
-    A folder's hash covers the names and contents of the files that make it a model. Raises P240
-    and P241 for an ONNX file whose data must not be read.
-    """
-    if path.is_dir():
-        files = [p for p in path.iterdir() if p.suffix in MODEL_FILES and p.is_file()]
-    else:
-        files = [path, *_external_data(path)]
-    if len(files) == 1 and files[0] == path:
-        return _hash_file(path)
-    total = hashlib.sha256()
-    for file in sorted(files, key=lambda p: p.name):
-        total.update(f"{file.name}\0{_hash_file(file)}\n".encode())
-    return total.hexdigest()
-
-
-def hash_data(path: Path) -> str:
-    """SHA-256 of a file, or of a folder: of the names and contents of all files in it."""
-    if not path.is_dir():
-        return _hash_file(path)
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{file.relative_to(path).as_posix()}\0{_hash_file(file)}\n".encode())
-    return total.hexdigest()
-
-
 def _hash_as(what: str, path: Path) -> str:
     return hash_source(path) if what == MODEL else hash_data(path)
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _external_data(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its weights."""
-    if path.suffix.lower() != ".onnx":
-        return []
-    from prunec.frontends.onnx_data import data_files
-
-    return data_files(path)
 
 
 def load_recipe(path: Path) -> dict[str, Any]:

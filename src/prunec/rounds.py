@@ -21,6 +21,7 @@ from prunec.frontends.calibration import calibration
 from prunec.frontends.hf import build_meta, load_config
 from prunec.frontends.mixture import parse_mixture, spell_mixture
 from prunec.frontends.source import resolve
+from prunec.hashes import hash_source
 from prunec.ir.diagnostics import fail
 from prunec.options import PruneOptions
 from prunec.output import Formats, staged
@@ -28,7 +29,7 @@ from prunec.own_code import is_own_code
 from prunec.pipeline import prune, write_reports
 from prunec.planfile import write_plan
 from prunec.progress import Progress
-from prunec.recipe import hash_source, versions, write_recipe
+from prunec.recipe import versions, write_recipe
 from prunec.recovery.options import RecoverOptions
 from prunec.recovery.run import recover
 from prunec.reports import (

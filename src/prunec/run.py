@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from prunec.calibrating import Calibrated, calibrate
+from prunec.hashes import hash_source
 from prunec.ir.axes import Indices, Selection
 from prunec.ir.diagnostics import Diagnostic
 from prunec.journal import load_calibration, save_calibration
@@ -20,7 +21,7 @@ from prunec.output import Formats, staged
 from prunec.passes.profile import Stream, Weights
 from prunec.passes.rewrite import Rewritten
 from prunec.progress import Progress
-from prunec.recipe import hash_source, write_recipe
+from prunec.recipe import write_recipe
 from prunec.request import sources
 from prunec.run_options import RunOptions
 from prunec.state import State, kept_state, state_key

@@ -22,6 +22,7 @@ from prunec.calibrating import Calibrated, calibrate
 from prunec.damage import Damage, Found, damage_of
 from prunec.depth import features, single_windows
 from prunec.evidence import gather
+from prunec.hashes import hash_source
 from prunec.ir.axes import positions
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.loading import Loaded, load
@@ -33,7 +34,6 @@ from prunec.passes.coupling import Consumer, Group
 from prunec.passes.criteria import CRITERIA
 from prunec.passes.regions import DEPTH_ROLES, Region
 from prunec.progress import Progress
-from prunec.recipe import hash_source
 from prunec.reports import plain
 from prunec.state import State, kept_state
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from prunec.frontends.source import resolve
+from prunec.hashes import hash_source
 from prunec.output import Formats, staged
 from prunec.progress import Progress
 from prunec.ranks import is_first, meet, world_size
-from prunec.recipe import hash_source, write_recipe
+from prunec.recipe import write_recipe
 from prunec.recovery.lessons import Texts, read_texts
 from prunec.recovery.models import Opened, check_alike, check_quantizer, open_model, open_student
 from prunec.recovery.objective import Objective, settle_losses

@@ -9,9 +9,10 @@ from typing import Any
 
 from prunec import __version__
 from prunec.frontends.source import resolve
+from prunec.hashes import hash_source
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.output import Formats
-from prunec.recipe import hash_source, spelled
+from prunec.recipe import spelled
 from prunec.recipe_options import PATHS
 from prunec.road.reading import Road, Stage
 from prunec.road.verbs import STAGES, Options

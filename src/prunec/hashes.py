@@ -1,0 +1,71 @@
+"""SHA-256 of what a run reads. Imports little: hashing starts before all else that a run needs."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Future
+from pathlib import Path
+
+from prunec.background import in_background
+
+__all__ = ["begin_hash", "hash_data", "hash_source", "source_hash"]
+
+MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
+"""What a folder means as a model; its pictures and read-me files may change."""
+
+_begun: dict[Path, Future[str]] = {}
+
+
+def begin_hash(model: str) -> None:
+    """Start to hash a file beside what is done next; `source_hash` gives it."""
+    path = Path(model).expanduser().absolute()
+    if path.is_file():
+        _begun[path] = in_background(lambda: hash_source(path))
+
+
+def source_hash(path: Path) -> Future[str]:
+    """`hash_source` on its way, begun here unless it was begun before."""
+    begun = _begun.pop(path.absolute(), None)
+    return begun or in_background(lambda: hash_source(path))
+
+
+def hash_source(path: Path) -> str:
+    """SHA-256 of a file, of an ONNX file with its external data, or of a model folder.
+
+    A folder's hash covers the names and contents of the files that make it a model. Raises P240
+    and P241 for an ONNX file whose data must not be read.
+    """
+    if path.is_dir():
+        files = [p for p in path.iterdir() if p.suffix in MODEL_FILES and p.is_file()]
+    else:
+        files = [path, *_external_data(path)]
+    if len(files) == 1 and files[0] == path:
+        return _hash_file(path)
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda p: p.name):
+        total.update(f"{file.name}\0{_hash_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def hash_data(path: Path) -> str:
+    """SHA-256 of a file, or of a folder: of the names and contents of all files in it."""
+    if not path.is_dir():
+        return _hash_file(path)
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{file.relative_to(path).as_posix()}\0{_hash_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _external_data(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold its weights."""
+    if path.suffix.lower() != ".onnx":
+        return []
+    from prunec.frontends.onnx_data import data_files
+
+    return data_files(path)
