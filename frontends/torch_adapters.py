@@ -5,7 +5,7 @@ Everything is undone when the trace ends: the model is left as it was found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 from unittest import mock
@@ -103,7 +103,7 @@ def _overlapping_windows() -> AbstractContextManager[None]:
     def as_strided(
         x: torch.Tensor, size: Any, stride: Any, storage_offset: int | None = None
     ) -> torch.Tensor:
-        if storage_offset in (None, x.storage_offset()):
+        if storage_offset is None:  # as code that is written by hand leaves it
             found = _windows(x, size, stride)
             if found is not None:
                 return found
@@ -113,20 +113,47 @@ def _overlapping_windows() -> AbstractContextManager[None]:
     return cast(AbstractContextManager[None], found)
 
 
-def _windows(x: torch.Tensor, size: Any, stride: Any) -> torch.Tensor | None:
-    """Of x [.., n, w, ..] cut in pieces of w: windows of w that begin closer to one another."""
-    if x.dim() != len(size) or x.dim() != len(stride):
+def _windows(x: torch.Tensor, size: Sequence[Any], stride: Sequence[Any]) -> torch.Tensor | None:
+    """Windows along a dimension, or along two that lie in memory as one: of x cut in pieces of w,
+    windows of w that begin closer to one another."""
+    wanted, own = list(zip(size, stride, strict=True)), list(zip(x.shape, x.stride(), strict=True))
+    if not all(isinstance(n, int) for pair in (*wanted, *own) for n in pair) or wanted == own:
         return None
-    own = x.stride()
-    (d, *others) = [d for d in range(x.dim()) if (size[d], stride[d]) != (x.size(d), own[d])] or [
-        -1
-    ]
-    if others or not 0 <= d < x.dim() - 1 or own[d] != size[d + 1] * own[d + 1]:
+    joined = [d for d in range(len(own) - 1) if own[d][1] == own[d + 1][0] * own[d + 1][1]]
+    for join in (None, *joined):
+        base = own
+        if join is not None:
+            count, (piece, near) = own[join][0], own[join + 1]
+            base = [*own[:join], (count * piece, near), *own[join + 2 :]]
+        found = _window(base, wanted)
+        if found is not None:
+            return (
+                (x if join is None else x.flatten(join, join + 1))
+                .unfold(*found)
+                .movedim(-1, found[0] + 1)
+            )
+    return None
+
+
+def _window(
+    own: Sequence[tuple[int, int]], wanted: Sequence[tuple[int, int]]
+) -> tuple[int, int, int] | None:
+    """Dimension, length and step of the windows that have these sizes and strides."""
+    if len(wanted) != len(own) + 1:
         return None
-    step, rest = divmod(stride[d], own[d + 1])
-    if rest or step < 1 or size[d] != (x.size(d) - 1) * size[d + 1] // step + 1:
-        return None
-    return x.flatten(d, d + 1).unfold(d, size[d + 1], step).movedim(-1, d + 1)
+    for d, (total, near) in enumerate(own):
+        (count, far), (length, own_near) = wanted[d : d + 2]
+        if [*own[:d], *own[d + 1 :]] != [*wanted[:d], *wanted[d + 2 :]] or near != own_near:
+            continue
+        step = far // near if near else 0
+        if (
+            step
+            and step * near == far
+            and length <= total
+            and count == (total - length) // step + 1
+        ):
+            return d, length, step
+    return None
 
 
 @contextmanager

@@ -319,7 +319,7 @@ SCATTER: dict[str, Case] = {
             aten.slice_scatter(x, y[..., :2], 2, -3, -1),
             aten.slice_scatter(x, y, 0, 0, 2**63 - 1),
             aten.slice_scatter(x, y[:1], 0, 1, 2),
-            aten.slice_scatter(torch.cat([x, x]), y, 0, len(x) - 1, 2 * len(x) - 1),
+            aten.slice_scatter(torch.cat([x, x]), y, 0, x.shape[0] - 1, 2 * x.shape[0] - 1),
         ),
         X,
         Y,
