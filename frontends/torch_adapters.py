@@ -116,6 +116,7 @@ def _overlapping_windows() -> AbstractContextManager[None]:
 def _windows(x: torch.Tensor, size: Sequence[Any], stride: Sequence[Any]) -> torch.Tensor | None:
     """Windows along a dimension, or along two that lie in memory as one: of x cut in pieces of w,
     windows of w that begin closer to one another."""
+    size = [_plain_size(n) for n in size]
     wanted, own = list(zip(size, stride, strict=True)), list(zip(x.shape, x.stride(), strict=True))
     if not all(isinstance(n, int) for pair in (*wanted, *own) for n in pair) or wanted == own:
         return None
@@ -133,6 +134,12 @@ def _windows(x: torch.Tensor, size: Sequence[Any], stride: Sequence[Any]) -> tor
                 .movedim(-1, found[0] + 1)
             )
     return None
+
+
+def _plain_size(size: Any) -> Any:
+    """A size that code has computed as a tensor, as a number where it is known."""
+    constant = getattr(size, "constant", None)
+    return size if constant is None else constant.item()
 
 
 def _window(
