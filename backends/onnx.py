@@ -122,6 +122,8 @@ def _results(b: Builder, op: Op) -> Sequence[ir.Value]:
             raise Unsupported(f"{op.name} of complex numbers")
         written = COMPLEX[op.name](b, op)
         return [written] if isinstance(written, ir.Value) else written
+    if op.name == "aten.as_strided.default":  # alone it would be exported as if it lay in order
+        raise Unsupported(f"a view by strides (at {op.loc})")
     rule = RULES.get(op.name)
     try:
         if rule is None:

@@ -121,6 +121,18 @@ def test_what_else_is_done_with_complex_numbers_is_refused(tmp_path: Path) -> No
         onnx.emit(found.graph, found.constants, tmp_path / "model.onnx")
 
 
+def test_a_view_by_strides_is_refused(tmp_path: Path) -> None:
+    """ONNX has no strides, and what lies where is not known here."""
+
+    class Strided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mT.as_strided((2, 2), (3, 2)) + 1
+
+    found = trace(Strided(), {"x": torch.zeros(3, 4)})
+    with pytest.raises(PrunecError, match=r"P221.*a view by strides"):
+        onnx.emit(found.graph, found.constants, tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize(
     "size",
     [
