@@ -19,7 +19,15 @@ from prunec.backends.interpreter import Program
 from prunec.ir.diagnostics import PrunecError, fail
 from prunec.ir.graph import Graph
 
-__all__ = ["Batch", "Objective", "not_smooth", "sequences", "shortened"]
+__all__ = [
+    "Batch",
+    "Objective",
+    "count_sequences",
+    "length_of",
+    "not_smooth",
+    "sequences",
+    "shortened",
+]
 
 Batch = dict[str, Tensor]
 Outputs = Mapping[str, Tensor]
@@ -99,7 +107,7 @@ def _cut(graph: Graph) -> list[str]:
     return [name for name, shape in inputs if leading and shape and shape[0] == leading[0]]
 
 
-def _count(graph: Graph, batch: Mapping[str, Any]) -> int:
+def count_sequences(graph: Graph, batch: Mapping[str, Any]) -> int:
     cut = _cut(graph)
     return len(batch[cut[0]]) if cut else 1
 
@@ -108,7 +116,7 @@ def sequences(graph: Graph, batch: Mapping[str, Any]) -> Iterator[Batch]:
     """The sequences of a batch, each as a batch of one; other inputs go along whole."""
     cut = _cut(graph)
     values = {v.name[1:]: torch.as_tensor(batch[v.name[1:]]) for v in graph.inputs}
-    for i in range(_count(graph, batch)):
+    for i in range(count_sequences(graph, batch)):
         yield {name: v[i : i + 1] if name in cut else v for name, v in values.items()}
 
 
@@ -126,6 +134,12 @@ def shortened(graph: Graph, inputs: Mapping[str, Any], most: int) -> dict[str, A
         cut = tuple(slice(most if size == time else None) for size in value.type.shape)
         found[name] = inputs[name][cut]
     return found
+
+
+def length_of(graph: Graph, inputs: Mapping[str, Any]) -> int:
+    """Tokens in each sequence; 1 for a program that reads none."""
+    pair = _tokens_and_logits(graph)
+    return 1 if pair is None else int(inputs[pair[0]].shape[1])
 
 
 def _tokens_and_logits(graph: Graph) -> tuple[str, str] | None:

@@ -4,6 +4,8 @@ For a small error D (T, m) in an output whose gradient is g (T, m) the loss grow
 half the sum of (g_t . D_t)^2 (the empirical Fisher information for its Hessian; Hassibi and
 Stork, NeurIPS 1993, section 2). With errors that point anywhere that is |D|^2 times half the mean
 of g^2: one number a layer, which puts the error curves of all layers into units of the loss.
+
+Where the loss is a mean over T tokens, g is a Tth of what the loss of a token feels.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from typing import Any
 import torch
 
 from prunec.backends.heap import BUDGET
-from prunec.backends.objective import shortened
+from prunec.backends.objective import count_sequences, length_of, shortened
 from prunec.backends.torch_backward import Backward
 from prunec.ir.diagnostics import fail
 from prunec.ir.graph import Graph
 from prunec.passes.profile import Weights
 
-__all__ = ["TOKENS", "loss_per_error"]
+__all__ = ["TOKENS", "loss_per_error", "loss_per_square"]
 
 TOKENS = 256
 """Of each sequence. Two windows of so many gave the layers of a model of 30 the same relative
@@ -58,3 +60,19 @@ def loss_per_error(
                 " calibration data, or --allocate uniform",
             )
     return {name: square / max(counts[name], 1) / 2 for name, square in squares.items()}
+
+
+def loss_per_square(
+    graph: Graph,
+    weights: Weights,
+    batches: Sequence[Mapping[str, Any]],
+    few: Sequence[Mapping[str, Any]],
+    results: Sequence[str],
+    budget: int = BUDGET,
+) -> dict[str, float]:
+    """How much the loss, in nats a token, grows for errors in each of the `results` whose squares
+    add up to 1 over all tokens of `batches`, judged by `few` of these."""
+    felt = loss_per_error(graph, weights, few, results, budget)
+    length = min(TOKENS, max(length_of(graph, batch) for batch in few))
+    tokens = sum(count_sequences(graph, batch) * length_of(graph, batch) for batch in batches)
+    return {name: value * length**2 / tokens for name, value in felt.items()}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from handmade import Builder
+from torch.nn import functional as nnf
 
 from prunec.backends import torch_backward
 from prunec.backends.objective import shortened
-from prunec.backends.torch_feeling import loss_per_error
+from prunec.backends.torch_feeling import loss_per_error, loss_per_square
 
 
 @pytest.mark.parametrize("stretch", [torch_backward.STRETCH, 1])
@@ -33,6 +34,28 @@ def test_mean_square_of_the_gradient(stretch: int, monkeypatch: pytest.MonkeyPat
         at_inner.append(((gradient @ w["w2"]) * (z > 0)) ** 2)
     np.testing.assert_allclose(found[outer.name], torch.stack(at_outer).mean() / 2, rtol=1e-5)
     np.testing.assert_allclose(found[inner.name], torch.stack(at_inner).mean() / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+def test_errors_cost_what_is_said(rows: int) -> None:
+    """Noise in a layer of a language model moves its distributions as far as expected, whatever
+    the number of tokens. It is nearly uniform, as its tokens are, so that both losses agree."""
+    b = Builder()
+    tokens = b.tokens(23)
+    hidden = b.linear(b.call("aten.embedding.default", b.weight(23, 12), tokens), 16)
+    built = b.finish(b.linear(b.call("aten.tanh.default", hidden), 23))
+    rng = np.random.default_rng(0)
+    batch = {"x0": rng.integers(0, 23, (rows, 50))}
+    weights = {name: 0.3 * np.asarray(value) for name, value in built.weights.items()}
+    felt = loss_per_square(built.graph, weights, [batch], [batch], [hidden.name])[hidden.name]
+
+    table, inner, bias, outer, shift = (torch.from_numpy(w) for w in weights.values())
+    value = nnf.linear(table[batch["x0"]], inner, bias)
+    noise = 0.2 * torch.from_numpy(rng.standard_normal(value.shape).astype(np.float32))
+    dense, moved = (nnf.linear(x.tanh(), outer, shift) for x in (value, value + noise))
+    dense, moved = dense.log_softmax(-1), moved.log_softmax(-1)
+    distance = (dense.exp() * (dense - moved)).sum(-1).mean()
+    assert felt * float(noise.square().sum()) == pytest.approx(float(distance), rel=0.15)
 
 
 def test_what_the_loss_does_not_read_counts_nothing() -> None:

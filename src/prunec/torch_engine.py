@@ -12,7 +12,7 @@ import torch
 
 from prunec.backends.forward import Forward
 from prunec.backends.torch_ends import observe_ends
-from prunec.backends.torch_feeling import loss_per_error
+from prunec.backends.torch_feeling import loss_per_square
 from prunec.backends.torch_gradients import TorchGradients
 from prunec.backends.torch_routing import watch_routes
 from prunec.backends.torch_stream import TorchStream
@@ -67,7 +67,7 @@ class TorchEngine:
         self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
     ) -> dict[str, float]:
         few = spread(batches, PROBED)
-        return loss_per_error(loaded.graph, loaded.weights, few, results, budget)
+        return loss_per_square(loaded.graph, loaded.weights, batches, few, results, budget)
 
     def divergence(
         self,
