@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options.add_argument("models", nargs="*", metavar="MODEL", help="model types [all]")
     options.add_argument("--state", type=Path, default=STATE, metavar="FILE", help=f"[{STATE}]")
-    options.add_argument("--seconds", type=int, default=90, help="of processor for a type [90]")
+    options.add_argument("--seconds", type=int, default=300, help="of processor for a type [300]")
     options.add_argument("--gigabytes", type=float, default=8, help="for one type [8]")
     options.add_argument("--task", nargs="+", default=(), help="types of these tasks alone")
     options.add_argument("--keep", action="store_true", help="rows found with other sources too")
