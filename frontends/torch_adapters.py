@@ -99,15 +99,21 @@ def _overlapping_windows() -> AbstractContextManager[None]:
     """Views by strides are taken as windows where they are such: strides count what lies in
     memory, and say nothing of which dimension is read."""
     plain = torch.Tensor.as_strided
+    taken = False
 
     def as_strided(
         x: torch.Tensor, size: Any, stride: Any, storage_offset: int | None = None
     ) -> torch.Tensor:
-        if storage_offset is None:  # as code that is written by hand leaves it
+        nonlocal taken
+        # code that is written by hand leaves the offset out; what makes windows takes strides too
+        if storage_offset is not None or taken:
+            return plain(x, size, stride, storage_offset)
+        taken = True
+        try:
             found = _windows(x, size, stride)
-            if found is not None:
-                return found
-        return plain(x, size, stride, storage_offset)
+        finally:
+            taken = False
+        return plain(x, size, stride) if found is None else found
 
     found: Any = mock.patch.object(torch.Tensor, "as_strided", as_strided)
     return cast(AbstractContextManager[None], found)

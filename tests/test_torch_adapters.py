@@ -38,6 +38,7 @@ class Strided(nn.Module):
         ((6, 8, 5), (5, 30, 1), False),
         ((6, 2, 2, 2, 5), (5, 120, 60, 30, 1), True),  # within the pieces
         ((6, 2, 3, 2, 5), (5, 120, 30, 30, 1), True),
+        ((6, 2, 4, 2, 3), (5, 120, 30, 2, 1), True),  # of the last dimension
     ],
 )
 def test_a_view_by_strides_is_taken_as_windows(
