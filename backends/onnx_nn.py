@@ -364,8 +364,9 @@ def _grid_sample(b: Builder, op: Op) -> ir.Value:
 
 
 def _weight_norm(b: Builder, op: Op) -> ir.Value:
-    weight, length, dim = (*op.args, 0)[:3]
-    axes = b.ints(*(d for d in range(b.rank(weight)) if d != dim))
+    weight, length = op.args[:2]
+    rank, (dim,) = b.rank(weight), _ints(argument(op, 2, 0), 1)
+    axes = b.ints(*(d for d in range(rank) if d != dim % rank))
     norm = b.op("ReduceL2", b.value(weight), axes, keepdims=1)
     return b.op("Mul", b.value(weight), b.op("Div", b.value(length), norm))
 

@@ -206,8 +206,10 @@ def _roll(b: Builder, op: Op) -> ir.Value:
 
 def _unfold(b: Builder, op: Op) -> ir.Value:
     """Windows along a dimension: their entries by number, the window as the last dimension."""
-    source, dim, size, step = op.args
-    (dim, size, step) = (_ints(n)[0] for n in (dim, size, step))
+    source = op.args[0]
+    dim, size, step = (_ints(n)[0] for n in op.args[1:])
+    rank = b.rank(source)
+    dim %= rank
     count = op.types[0].shape[dim]
     within = b.const([list(range(size))])
     if isinstance(count, int):
@@ -216,7 +218,6 @@ def _unfold(b: Builder, op: Op) -> ir.Value:
         numbers = b.op("Range", b.const(0), b.op("Squeeze", b.size(count), b.ints(0)), b.const(1))
         starts = b.op("Unsqueeze", b.op("Mul", numbers, b.const(step)), b.ints(1))
     found = b.op("Gather", b.value(source), b.op("Add", starts, within), axis=dim)
-    rank = b.rank(source)
     order = [d for d in range(rank + 1) if d != dim + 1]
     return b.op("Transpose", found, perm=[*order, dim + 1])
 

@@ -204,7 +204,9 @@ SHAPE: dict[str, Case] = {
     ),
     "aten.expand_as.default": case(lambda x, y: y.expand_as(x), X, rand(1, 4)),
     "aten.unfold.default": case(
-        lambda x, y: (x.unfold(1, 2, 1), x.unfold(2, 3, 3), y.unfold(0, 2, 1)), X, Y
+        lambda x, y: (x.unfold(1, 2, 1), x.unfold(-1, 3, 1), x.unfold(-2, 2, 1), y.unfold(0, 2, 1)),
+        X,
+        Y,
     ),
     "aten.fill.Scalar": case(lambda x: aten.fill(x, 2.5), X),
     "aten.fill.Tensor": case(lambda x: aten.fill(x, x.sum()), X),
@@ -306,7 +308,7 @@ SCATTER: dict[str, Case] = {
             aten.select_scatter(x, y[:, 0], 1, 0),
             aten.select_scatter(x, y[:, 1], 1, 1),
             aten.select_scatter(x, y[:, 1], 1, -1),
-            aten.select_scatter(x, y[..., 3], 2, -2),
+            aten.select_scatter(x, y[..., 3], -1, -2),
         ),
         X,
         Y,
@@ -315,7 +317,7 @@ SCATTER: dict[str, Case] = {
         lambda x, y: (
             aten.slice_scatter(x, y[:, :2], 1, 0, 2),
             aten.slice_scatter(x, y[..., :2], 2, 1, 3),
-            aten.slice_scatter(x, y[..., :2], 2, -2),
+            aten.slice_scatter(x, y[..., :2], -1, -2),
             aten.slice_scatter(x, y[..., :2], 2, -3, -1),
             aten.slice_scatter(x, y, 0, 0, 2**63 - 1),
             aten.slice_scatter(x, y[:1], 0, 1, 2),
