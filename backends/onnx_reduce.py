@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -117,6 +118,30 @@ def _softmax(kind: str) -> Rule:
 
 def _cumsum(b: Builder, op: Op) -> ir.Value:
     return b.op("CumSum", b.value(op.args[0], op.types[0].dtype), b.scalar(op.args[1]))
+
+
+def _so_far(kind: str) -> Rule:
+    """The extreme of each entry and those before it, and the last place of it: of a square in
+    which every row holds what came until then."""
+
+    def write(b: Builder, op: Op) -> Sequence[ir.Value]:
+        dtype, rank = op.types[0].dtype, b.rank(op.args[0])
+        (dim,) = _dims(op.args[1]) or [0]
+        dim %= rank
+        x = b.value(op.args[0])
+        length = b.op("Squeeze", b.dim(x, dim), b.ints(0))
+        places = b.op("Range", b.const(0), length, b.const(1))
+        rows, columns = (b.op("Unsqueeze", places, b.ints(axis)) for axis in (1, 0))
+        until = b.op("GreaterOrEqual", rows, columns)
+        others = [d for d in range(rank + 1) if d not in (dim, dim + 1)]
+        until = b.op("Unsqueeze", until, b.ints(*others)) if others else until
+        never = b.value(-math.inf if kind == "Max" else math.inf, dtype)
+        square = b.op("Where", until, b.op("Unsqueeze", x, b.ints(dim)), never)
+        found = b.op(f"Reduce{kind}", square, b.ints(dim + 1), keepdims=0)
+        place = b.op(f"Arg{kind}", square, axis=dim + 1, keepdims=0, select_last_index=1)
+        return [found, place]
+
+    return write
 
 
 def _topk(b: Builder, op: Op) -> Sequence[ir.Value]:
@@ -267,6 +292,8 @@ REDUCE: Rules = {
     "aten.log_softmax.int": _softmax("LogSoftmax"),
     "aten._log_softmax.default": _softmax("LogSoftmax"),
     "aten.cumsum.default": _cumsum,
+    "aten.cummax.default": _so_far("Max"),
+    "aten.cummin.default": _so_far("Min"),
     "aten.topk.default": _topk,
     "aten.sort.default": _sort,
     "aten.argmax.default": _place("ArgMax"),

@@ -365,6 +365,8 @@ REDUCE: dict[str, Case] = {
     "aten.log_softmax.int": case(lambda x: x.log_softmax(1), X),
     "aten._log_softmax.default": case(lambda x: aten._log_softmax(x, 1, False), X),
     "aten.cumsum.default": case(lambda x, t: (x.cumsum(1), t.cumsum(-1)), X, T),
+    "aten.cummax.default": case(lambda x, n: (*x.cummax(1), *n.cummax(-1), *n.cummax(0)), X, N),
+    "aten.cummin.default": case(lambda x: (*x.cummin(1), *x[0, 0].cummin(0)), X),
     "aten.topk.default": case(lambda x: (*x.topk(2), *x.topk(1, 1, largest=False)), X),
     "aten.sort.default": case(lambda x: (*x.sort(), *x.sort(1, descending=True)), X),
     "aten.argmax.default": case(lambda x: (x.argmax(1), x.argmax(), x.argmax(1, True)), X),
