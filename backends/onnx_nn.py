@@ -173,9 +173,9 @@ def _batch_norm(epsilon: int) -> Rule:
 
     def write(b: Builder, op: Op) -> ir.Value | Sequence[ir.Value]:
         x, weight, bias, mean, variance = op.args[:5]
-        if mean is None or variance is None:
-            raise Unsupported("batch norm with statistics of the batch")
-        if op.args[5] is True:
+        if mean is None and variance is None and len(op.results) == 1:
+            return _norm_by_channel(b, op, _epsilon(op, epsilon))
+        if op.args[5] is True or mean is None or variance is None:
             raise Unsupported("batch norm in training")
         if any(result in b.graph.uses for result in op.results[1:]):
             raise Unsupported("statistics of a batch norm")
@@ -197,6 +197,23 @@ def _batch_norm(epsilon: int) -> Rule:
         return found if len(op.results) == 1 else [found, *[b.const([], dtype)] * 2]
 
     return write
+
+
+def _norm_by_channel(b: Builder, op: Op, epsilon: float) -> ir.Value:
+    """Batch normalisation by the mean and variance of what is read, as of standardised weights."""
+    x, weight, bias = op.args[:3]
+    dtype, rank = op.types[0].dtype, b.rank(x)
+    others = b.ints(*(d for d in range(rank) if d != 1))
+    centred = b.op("Sub", b.value(x), b.op("ReduceMean", b.value(x), others, keepdims=1))
+    variance = b.op("ReduceMean", b.op("Mul", centred, centred), others, keepdims=1)
+    spread = b.op("Sqrt", b.op("Add", variance, b.const(epsilon, dtype)))
+    found = b.op("Div", centred, spread)
+    along = b.ints(1, -1, *[1] * (rank - 2))
+    if weight is not None:
+        found = b.op("Mul", found, b.op("Reshape", b.value(weight), along))
+    if bias is not None:
+        found = b.op("Add", found, b.op("Reshape", b.value(bias), along))
+    return found
 
 
 def _attention(b: Builder, op: Op) -> ir.Value:

@@ -474,7 +474,12 @@ NN: dict[str, Case] = {
         lambda x, w, c: (nnf.group_norm(x, 3, w, c), nnf.group_norm(x, 2)), IMAGE, rand(6), rand(6)
     ),
     "aten.batch_norm.default": case(
-        lambda x, m, v, w, c: (nnf.batch_norm(x, m, v, w, c), nnf.batch_norm(x, m, v)),
+        lambda x, m, v, w, c: (
+            nnf.batch_norm(x, m, v, w, c),
+            nnf.batch_norm(x, m, v),
+            nnf.batch_norm(x[:1], None, None, w, c, training=True, eps=1e-8),
+            nnf.batch_norm(x[:1, :, 0], None, None, training=True),
+        ),
         IMAGE,
         rand(6),
         positive(6),
