@@ -73,6 +73,6 @@ def loss_per_square(
     """How much the loss, in nats a token, grows for errors in each of the `results` whose squares
     add up to 1 over all tokens of `batches`, judged by `few` of these."""
     felt = loss_per_error(graph, weights, few, results, budget)
-    length = min(TOKENS, max(length_of(graph, batch) for batch in few))
+    length = max(length_of(graph, shortened(graph, batch, TOKENS)) for batch in few)
     tokens = sum(count_sequences(graph, batch) * length_of(graph, batch) for batch in batches)
     return {name: value * length**2 / tokens for name, value in felt.items()}

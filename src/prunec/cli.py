@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -218,11 +219,11 @@ def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     interrupted, the same command goes on.
     """
     console = _console(as_json)
-    with console.working():
-        from prunec.hashes import begin_hash
-
+    with console.working(), ExitStack() as meanwhile:
         if str(given["model"]).endswith(".onnx") and given["out"] and not given["dry_run"]:
-            begin_hash(given["model"])  # takes as long as all else
+            from prunec.hashes import hashing  # which takes as long as all else
+
+            meanwhile.enter_context(hashing(given["model"]))
         from prunec.request import prune_options
         from prunec.show import show_prune
 

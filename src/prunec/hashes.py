@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 from prunec.background import in_background
 
-__all__ = ["begin_hash", "hash_data", "hash_source", "source_hash"]
+__all__ = ["hash_data", "hash_source", "hashing", "source_hash"]
 
 MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
 """What a folder means as a model; its pictures and read-me files may change."""
@@ -16,11 +18,17 @@ MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
 _begun: dict[Path, Future[str]] = {}
 
 
-def begin_hash(model: str) -> None:
-    """Start to hash a file beside what is done next; `source_hash` gives it."""
+@contextmanager
+def hashing(model: str) -> Iterator[None]:
+    """Within the block a file is hashed beside what else is done; `source_hash` gives it. Nothing
+    is kept beyond: the file may be another one by then."""
     path = Path(model).expanduser().absolute()
     if path.is_file():
         _begun[path] = in_background(lambda: hash_source(path))
+    try:
+        yield
+    finally:
+        _begun.pop(path, None)
 
 
 def source_hash(path: Path) -> Future[str]:
