@@ -29,6 +29,8 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino==2026.4.1",),
     "gguf": ("scikit-build-core==1.1.2",),
     "lm_eval": ("lm-eval[hf]==0.4.13",),
+    "olive": ("olive-ai==0.13.0",),
+    "optimum": ("optimum==2.3.0",),
 }
 """What is installed beside `prunec[torch]`; scikit-build-core is what the source distribution that
 carries llama.cpp's converter is asked for its name with."""

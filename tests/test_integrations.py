@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +55,42 @@ def test_a_command_is_told_as_typed(load: Any, tmp_path: Path) -> None:
     assert steps.done[0]["command"].endswith("./net/x >&2")
     with pytest.raises(SystemExit, match="exit code 3"):
         steps.run("sh", "-c", "exit 3")
+
+
+@pytest.mark.parametrize(
+    ("tool", "package"), [("olive f.json", "olive-ai"), ("optimum", "optimum")]
+)
+def test_a_tool_that_is_not_there_is_named(tool: str, package: str, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "prunec.integrations", *tool.split()],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"error[P891]: {package} is not installed\nhelp: pip install {package}\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_registering_with_optimum_writes_one_file_and_takes_it_away(tmp_path: Path) -> None:
+    """With a base of two names in the place of Optimum's, which is run in the benchmark."""
+    home = tmp_path / "optimum" / "commands"
+    home.mkdir(parents=True)
+    (home / "base.py").write_text(
+        "class BaseOptimumCLICommand: ...\n"
+        "class CommandInfo:\n"
+        "    def __init__(self, name, help): self.name = name\n"
+    )
+    script = (
+        "import sys; from prunec.integrations.optimum import register\n"
+        "file = register(remove=False)\n"
+        "sys.path.insert(0, str(file.parent)); import register_prunec\n"
+        "print(register_prunec.REGISTER_COMMANDS[0].COMMAND.name, file.parent, sep='\\n')\n"
+        "print(*register(remove=True).parent.glob('*.py'))"
+    )
+    path = os.pathsep.join((str(tmp_path), str(ROOT / "src")))
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ended.stdout.split("\n") == ["prunec", str(home / "register"), "", ""]

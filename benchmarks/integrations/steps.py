@@ -28,8 +28,8 @@ class Steps:
         self.model, self.work = Path(model), Path(work)
         self.done: list[dict[str, Any]] = []
 
-    def run(self, *words: object, env: dict[str, str] | None = None) -> str:
-        """Run a command; raises SystemExit with what it said when it fails."""
+    def run(self, *words: object, env: dict[str, str] | None = None, code: int = 0) -> str:
+        """Run a command; raises SystemExit with what it said when it ends otherwise."""
         name, *rest = map(str, words)
         here = Path(sys.executable).parent
         path = f"{here}{os.pathsep}{os.environ['PATH']}"
@@ -51,7 +51,7 @@ class Steps:
             "output": lines[-SHOWN:],
         }
         self.done.append(step)
-        if ended.returncode:
+        if ended.returncode != code:
             raise SystemExit(f"{typed}: exit code {ended.returncode}\n{ended.stdout[-2500:]}")
         return ended.stdout
 

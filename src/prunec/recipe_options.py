@@ -17,6 +17,7 @@ __all__ = [
     "VERBS",
     "Told",
     "absolute",
+    "as_field",
     "as_fields",
     "as_yaml",
     "mistaken_options",
@@ -170,12 +171,17 @@ def as_yaml(options: Told, name: str) -> Any:
 
 def as_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """YAML values as values of options."""
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    fields = {name: as_field(name, value) for name, value in given.items()}
     if "targets" in given:
         fields["targets"] = parse_targets(given["targets"])
-    for name in PATHS & given.keys():
-        fields[name] = Path(given[name])
     return fields
+
+
+def as_field(name: str, value: Any) -> Any:
+    """A YAML value as the command line gives it."""
+    if name in PATHS:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def absolute(model: str) -> str:

@@ -13,7 +13,7 @@ from prunec.hashes import hash_source
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.output import Formats
 from prunec.recipe import spelled
-from prunec.recipe_options import PATHS
+from prunec.recipe_options import as_field
 from prunec.road.reading import Road, Stage
 from prunec.road.verbs import STAGES, Options
 from prunec.state import key_of
@@ -87,7 +87,7 @@ def _formats(stage: Stage, options: Any) -> tuple[str, ...]:
 
 def _settled(stage: Stage, here: _Here, out: Path, dense: str, trust: bool) -> Options:
     verb = STAGES[stage.verb]
-    given: dict[str, Any] = {name: _field(name, value) for name, value in stage.given.items()}
+    given: dict[str, Any] = {name: as_field(name, value) for name, value in stage.given.items()}
     given |= {"model": _read(stage.verb, here), "trust_remote_code": trust}
     if verb.formats != ():
         given |= {"out": out, "overwrite": True}
@@ -120,12 +120,6 @@ def _kind(verb: str, here: _Here) -> str:
 def _read(verb: str, here: _Here) -> str:
     """What a stage is told as its MODEL: a verb that only looks is shown all formats."""
     return here.within(_kind(verb, here)) if STAGES[verb].reads else here.folder
-
-
-def _field(name: str, value: Any) -> Any:
-    if name in PATHS:
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _other_models(stage: Stage, options: Options, dense: str) -> Iterator[str]:

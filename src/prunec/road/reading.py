@@ -24,7 +24,7 @@ from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.recipe import common_mistakes, hashes_in, load_recipe
 from prunec.recipe_options import VERBS, mistaken_options
 
-__all__ = ["Road", "Stage", "read_road"]
+__all__ = ["TYPED", "Road", "Stage", "read_road", "renamed"]
 
 KEYS = ("version", "verb", "model", "stages", "files", "versions")
 TYPED = {"target": "targets", "format": "formats", "loss": "losses"}
@@ -79,10 +79,11 @@ def _stages(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[Any, Any]]]:
             yield stage, {}
             continue
         ((verb, given),) = stage.items()
-        yield verb, {} if given is None else _renamed(verb, given)
+        yield verb, {} if given is None else renamed(verb, given)
 
 
-def _renamed(verb: str, given: Mapping[Any, Any]) -> dict[Any, Any]:
+def renamed(verb: str, given: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Options under the names that recipes use; a text that stands for several is taken apart."""
     found = {}
     for typed, value in given.items():
         name = typed.replace("-", "_") if isinstance(typed, str) else typed
