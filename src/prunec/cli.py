@@ -283,6 +283,7 @@ def evaluate(as_json: bool, **given: Any) -> None:
     prunec recover ./small -o healed --teacher ./smollm2 --data train.txt
     prunec recover ./small -o healed --teacher ./smollm2 --data self --steps 500 --resume
     prunec recover ./small -o healed --data train.txt --train full --loss ce
+    prunec recover ./small -o healed --teacher ./smollm2 --data train.txt --blockwise
     prunec recover ./small -o healed --teacher ./smollm2 --data a.txt:0.8,b.txt:0.2 --loss kl,ce=0.2
     """,
 )
@@ -309,6 +310,9 @@ def evaluate(as_json: bool, **given: Any) -> None:
         help="Tokens of the teacher's distribution that kl looks at; 0: all. [64]")  # fmt: skip
 @option("--store-logits", is_flag=True, heading=LEARN,
         help="Run the teacher over the data once, before training, and let it go.")  # fmt: skip
+@option("--blockwise", is_flag=True, heading=LEARN,
+        help="Train one block after the other to give what the dense model's gives, with one in "
+        "memory.")  # fmt: skip
 @option(
     "--train",
     metavar="WHAT",

@@ -23,12 +23,11 @@ from prunec.progress import Progress
 from prunec.recovery.budget import Budget, Budgeted
 from prunec.recovery.gates import OPEN
 from prunec.recovery.lessons import Texts, read_texts
-from prunec.recovery.models import Opened, open_model
+from prunec.recovery.models import Opened, open_model, writes
 from prunec.recovery.objective import Objective, settle_losses
 from prunec.recovery.options import RecoverOptions
 from prunec.recovery.pairs import Pair, layer_of, put, splittable
 from prunec.recovery.rows import Rows, batches
-from prunec.recovery.run import writes
 from prunec.recovery.student import Pace, Student
 from prunec.recovery.teacher import Live, run_model
 from prunec.recovery.training import Lesson, fit, held_out_loss

@@ -80,6 +80,7 @@ VERBS: Mapping[str, Mapping[str, type]] = {
         "losses": str,
         "top_k": int,
         "store_logits": bool,
+        "blockwise": bool,
         "train": str,
         "rank": int,
         "steps": int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from prunec.frontends.source import Source
 from prunec.ir.diagnostics import Exit, fail
 from prunec.progress import Progress
 from prunec.recovery.options import RecoverOptions
+from prunec.recovery.report import Gain
 from prunec.recovery.rows import Inputs
 
 __all__ = ["Texts", "read_texts"]
@@ -38,6 +39,24 @@ class Texts:
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    def held_by_source(self) -> Iterator[list[int]]:
+        """The held-out windows of each source."""
+        pairs = list(zip(self.held, self.labels, strict=True))
+        for source in range(len(self.sources)):
+            yield [row for row, label in pairs if label == source]
+
+    def gains(self, *spoken: Sequence[float] | None) -> tuple[Gain, ...]:
+        """Losses of the next token by source, of the teacher, the student before and after."""
+        return tuple(
+            Gain(
+                share.name,
+                list(self.labels).count(place),
+                self.apart,
+                *(None if losses is None else losses[place] for losses in spoken),
+            )
+            for place, share in enumerate(self.sources)
+        )
 
 
 def read_texts(source: Source, model: Any, options: RecoverOptions, progress: Progress) -> Texts:

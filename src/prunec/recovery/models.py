@@ -8,13 +8,21 @@ from typing import Any
 import torch
 
 from prunec.artifacts import find_artifacts
-from prunec.frontends.hf import load_config, load_model
+from prunec.frontends.hf import build_meta, load_config, load_model
 from prunec.frontends.source import Source, resolve
 from prunec.frontends.text import load_tokenizer
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.own_code import is_own_code
 
-__all__ = ["Opened", "check_alike", "check_quantizer", "open_model", "open_student"]
+__all__ = [
+    "Opened",
+    "check_alike",
+    "check_quantizer",
+    "device",
+    "open_model",
+    "open_student",
+    "writes",
+]
 
 BITS = "bitsandbytes"
 
@@ -28,7 +36,9 @@ class Opened:
     model: Any
 
 
-def open_student(model: str, *, trust: bool, quantized: bool) -> Opened:
+def open_student(
+    model: str, *, trust: bool, quantized: bool = False, empty: bool = False
+) -> Opened:
     """A Hugging Face folder, or the one in a folder that `prunec prune` wrote.
 
     Raises P876 when there is none, and what `resolve` and `load_model` raise.
@@ -43,20 +53,31 @@ def open_student(model: str, *, trust: bool, quantized: bool) -> Opened:
             help="prune with --format hf (it may be one of several)",
             exit_code=Exit.USAGE,
         )
-    return open_model(stored.location, trust=trust, quantized=quantized)
+    return open_model(stored.location, trust=trust, quantized=quantized, empty=empty)
 
 
 def open_model(
-    model: str, *, trust: bool, dtype: torch.dtype = torch.float32, quantized: bool = False
+    model: str,
+    *,
+    trust: bool,
+    dtype: torch.dtype = torch.float32,
+    quantized: bool = False,
+    empty: bool = False,
 ) -> Opened:
-    """A model in evaluation mode. With `quantized` its linear layers hold four bits a weight."""
+    """A model in evaluation mode. With `quantized` its linear layers hold four bits a weight, with
+    `empty` it is on the meta device."""
     source = resolve(model, trust_remote_code=trust)
     if is_own_code(source.folder):
         source = replace(source, trust_remote_code=True)
     config = load_config(source)
     if quantized:
         config = _four_bits(config)
-    module: Any = load_model(source, config, dtype=dtype)
+    trust = source.trust_remote_code
+    module: Any = (
+        build_meta(config, trust_remote_code=trust)
+        if empty
+        else load_model(source, config, dtype=dtype)
+    )
     for part in (module.config, *vars(module.config).values()):
         if hasattr(part, "use_cache"):
             part.use_cache = False  # whole windows are read at once
@@ -91,6 +112,16 @@ def check_alike(student: Opened, teacher: Opened) -> None:
         raise _apart(
             f"{other!r} as token {words.get(other)}, the student as token {own.get(other)}"
         )
+
+
+def writes(model: Any) -> bool:
+    """Whether a model predicts the next token."""
+    return bool(getattr(model, "can_generate", lambda: False)())
+
+
+def device() -> torch.device:
+    """Where training happens."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _vocabulary(model: Any) -> int | None:

@@ -13,7 +13,7 @@ from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.recovery.losses import forward_kl, next_token, relative_error, top_kl
 from prunec.recovery.teacher import TOKENS, Batch, Outputs, Teacher, run_model
 
-__all__ = ["Objective", "settle_losses"]
+__all__ = ["Objective", "mean_of", "settle_losses"]
 
 MASK, DECODED = "attention_mask", "decoder_input_ids"
 
@@ -52,7 +52,9 @@ class Objective:
         """The mean of each loss over the positions that are not padding."""
         own = run_model(model, batch, hidden=self.hidden)
         wanted = None if self.teacher is None else self.teacher(batch)
-        return {name: _mean(name, _loss(name, own, wanted, batch), batch) for name in self.weights}
+        return {
+            name: mean_of(name, _loss(name, own, wanted, batch), batch) for name in self.weights
+        }
 
 
 def settle_losses(
@@ -135,7 +137,8 @@ def _paired(states: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
     return tuple(states[round(i * layers / own)] for i in range(1, count))
 
 
-def _mean(name: str, values: Tensor, batch: Batch) -> Tensor:
+def mean_of(name: str, values: Tensor, batch: Batch) -> Tensor:
+    """The mean of a loss over the positions that are not padding."""
     mask = batch.get(MASK)
     if name == "ce" and mask is not None:
         mask = mask[:, 1:]

@@ -11,6 +11,7 @@ from typing import ClassVar
 from prunec.frontends.mixture import Part, parse_mixture
 from prunec.frontends.places import check_place
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
+from prunec.ranks import world_size
 
 __all__ = ["LOSSES", "RecoverOptions", "Scope", "parse_losses", "parse_scope"]
 
@@ -56,6 +57,7 @@ class RecoverOptions:
     losses: str = ""
     top_k: int = 64
     store_logits: bool = False
+    blockwise: bool = False
     steps: int = STEPS
     batch: int = 8
     length: int = 256
@@ -110,6 +112,7 @@ class RecoverOptions:
             yield _unknown("--precision", self.precision, PRECISIONS)
         yield from self._data()
         yield from self._teaching()
+        yield from self._blocks()
 
     def _numbers(self) -> Iterator[Diagnostic]:
         least = {"rank": 1, "steps": 1, "batch": 1, "length": 2, "save_every": 1, "top_k": 0}
@@ -151,6 +154,35 @@ class RecoverOptions:
                 "--store-logits",
                 help="use it with --teacher, --loss kl (or kl and ce) and --top-k 1 or more",
             )
+
+    def _blocks(self) -> Iterator[Diagnostic]:
+        """What does not go with training block by block."""
+        if not self.blockwise:
+            return
+        try:
+            kind, parts = self.scope.kind, self.mixture
+        except PrunecError:
+            return
+        clashes = {
+            "no teacher": (self.teacher is None, "name the dense model with --teacher"),
+            f"--loss {self.losses}": (
+                bool(self.losses) or self.store_logits,
+                "leave --loss and --store-logits out: each block learns the dense one's output",
+            ),
+            f"--train {self.train}": (
+                kind not in ("lora", "full"),
+                "use --train lora or --train full",
+            ),
+            "data that the model writes": (
+                any(part.path is None for part in parts),
+                "give a text: writing takes the whole model in memory",
+            ),
+            "several processes": (world_size() > 1, "start it without a launcher"),
+        }
+        for what, (clashing, remedy) in clashes.items():
+            if clashing:
+                fact = f"training block by block does not go with {what}"
+                yield Diagnostic("P870", fact, "--blockwise", help=remedy)
 
 
 def parse_scope(text: str) -> Scope:

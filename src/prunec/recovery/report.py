@@ -8,7 +8,7 @@ from typing import Any
 
 from prunec.reports import plain
 
-__all__ = ["Gain", "RecoverReport"]
+__all__ = ["BlockRow", "Gain", "RecoverReport"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,23 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class BlockRow:
+    """One block that was trained by itself: the relative squared error of what it gives, on
+    held-out windows, before and after; `best_step` 0 where it got no better and was left."""
+
+    name: str
+    before: float
+    after: float
+    steps: int
+    best_step: int
+
+
+@dataclass(frozen=True)
 class RecoverReport:
     """What `prunec recover` did. `before` and `after` are the loss (see `losses`) on held-out
-    windows; `curve` gives it by step, `trained` is a number of parameters."""
+    windows; `curve` gives it by step, `trained` is a number of parameters. Where blocks were
+    trained one by one, the loss is the error behind the last of them, and steps are those of
+    each."""
 
     model: str
     teacher: str | None
@@ -59,6 +73,7 @@ class RecoverReport:
     path: str
     bytes: int
     notes: tuple[str, ...] = ()
+    blocks: tuple[BlockRow, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property

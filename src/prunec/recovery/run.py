@@ -18,11 +18,20 @@ from prunec.output import Formats, staged
 from prunec.progress import Progress
 from prunec.ranks import is_first, meet, world_size
 from prunec.recipe import write_recipe
+from prunec.recovery.blockwise import Blockwise
 from prunec.recovery.lessons import Texts, read_texts
-from prunec.recovery.models import Opened, check_alike, check_quantizer, open_model, open_student
+from prunec.recovery.models import (
+    Opened,
+    check_alike,
+    check_quantizer,
+    device,
+    open_model,
+    open_student,
+    writes,
+)
 from prunec.recovery.objective import Objective, settle_losses
 from prunec.recovery.options import RecoverOptions
-from prunec.recovery.report import Gain, RecoverReport
+from prunec.recovery.report import RecoverReport
 from prunec.recovery.rows import Rows, batches
 from prunec.recovery.student import Student, student
 from prunec.recovery.teacher import Live, Teacher, run_model, store
@@ -30,7 +39,7 @@ from prunec.recovery.training import Course, Lesson, fit, held_out_loss
 from prunec.recovery.writing import write_trained
 from prunec.state import State, forget_state, kept_state, key_of, state_of_first
 
-__all__ = ["recover", "writes"]
+__all__ = ["recover"]
 
 CHECKPOINTS = "checkpoints"
 
@@ -44,19 +53,23 @@ def recover(options: RecoverOptions, progress: Progress) -> RecoverReport:
         check_quantizer()
     if not is_first():  # it learns beside the first, which writes
         with state_of_first(options.out) as state:
-            return _Run(options, progress, state).write(None)
+            return _run(options, progress, state).write(None)
     with staged(options.out, overwrite=options.overwrite, sources=_sources(options)) as stage:
         if not options.resume:
             forget_state(options.out)
         with kept_state(options.out, _key(options), resume=True) as state:
             assert state is not None
             meet()
-            report = _Run(options, progress, state).write(stage / Formats.HF)
+            report = _run(options, progress, state).write(stage / Formats.HF)
             text = json.dumps(report.to_json(), indent=1)
             (stage / Formats.REPORT).write_text(text, encoding="utf-8")
             told = replace(options, model=_checkpoint(options.model))
             write_recipe(stage / Formats.RECIPE, told, _hash(options.model))
             return report
+
+
+def _run(options: RecoverOptions, progress: Progress, state: State) -> _Run | Blockwise:
+    return (Blockwise if options.blockwise else _Run)(options, progress, state)
 
 
 @dataclass
@@ -83,8 +96,8 @@ class _Run:
         objective = self._objective(pruned, dense, texts)
         params = sum(p.numel() for p in pruned.model.parameters())
         taught = student(pruned.model, options.scope, options.rank, options.seed)
-        taught.module.to(_device())
-        held = batches(texts.inputs, texts.held, options.batch, _device())
+        taught.module.to(device())
+        held = batches(texts.inputs, texts.held, options.batch, device())
         losses = [held_out_loss(objective, taught.module, held)]
         course = self._trained(taught, objective, texts)
         losses.append(held_out_loss(objective, taught.module, held))
@@ -97,7 +110,7 @@ class _Run:
         return self._report(
             taught, objective, course, texts,
             params=params, size=size, before=losses[0], after=losses[1],
-            gains=_gains(texts, wanted, before, after),
+            gains=texts.gains(wanted, before, after),
         )  # fmt: skip
 
     def _opened(self) -> tuple[Opened, Opened | None]:
@@ -109,7 +122,7 @@ class _Run:
         dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
         dense = open_model(options.teacher, trust=trust, dtype=dtype)
         check_alike(pruned, dense)
-        dense.model.to(_device())
+        dense.model.to(device())
         return pruned, dense
 
     def _spoken(self, opened: Opened | None, texts: Texts) -> list[float] | None:
@@ -117,20 +130,18 @@ class _Run:
         if opened is None or not writes(opened.model):
             return None
         found = []
-        for source in range(len(texts.sources)):
-            pairs = zip(texts.held, texts.labels, strict=True)
-            rows = [row for row, label in pairs if label == source]
-            some = batches(texts.inputs, rows, self.options.batch, _device())
+        for rows in texts.held_by_source():
+            some = batches(texts.inputs, rows, self.options.batch, device())
             found.append(held_out_loss(Objective({"ce": 1.0}), opened.model, some))
         return found
 
     def _objective(self, pruned: Opened, dense: Opened | None, texts: Texts) -> Objective:
         """The losses that fit both models, and the teacher that training listens to."""
         options = self.options
-        (batch,) = batches(texts.inputs, texts.held[:1], 1, _device())
+        (batch,) = batches(texts.inputs, texts.held[:1], 1, device())
         hidden = "hidden" in options.weights
         with torch.no_grad():
-            own = run_model(pruned.model.to(_device()), batch, hidden=hidden)
+            own = run_model(pruned.model.to(device()), batch, hidden=hidden)
             wanted = None if dense is None else run_model(dense.model, batch, hidden=hidden)
         losses = settle_losses(options.weights, own, wanted, writes=writes(pruned.model))
         if dense is None or losses.keys() == {"ce"}:
@@ -141,7 +152,7 @@ class _Run:
             with self.progress.step("Storing the teacher's logits", len(texts)) as advance:
                 if not is_first():  # the others find all of them there
                     meet()
-                teacher = store(live, texts.inputs, self.state, _device(), advance)
+                teacher = store(live, texts.inputs, self.state, device(), advance)
                 if is_first():
                     meet()
         return Objective(losses, teacher)
@@ -155,7 +166,7 @@ class _Run:
         )  # fmt: skip
         count = options.steps * options.batch * world_size()
         rows = Rows(texts.inputs, texts.train, count, options.seed)
-        held = batches(texts.inputs, texts.held, options.batch, _device())
+        held = batches(texts.inputs, texts.held, options.batch, device())
         folder = self.state.folder / CHECKPOINTS
         with self._timed("train"), self.progress.step("Training", options.steps) as advance:
             return fit(taught, objective, rows, held, lesson, folder, advance)
@@ -194,28 +205,6 @@ class _Run:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
-
-
-def _gains(texts: Texts, *spoken: list[float] | None) -> tuple[Gain, ...]:
-    """Dense, before and after, by source."""
-    return tuple(
-        Gain(
-            share.name,
-            list(texts.labels).count(place),
-            texts.apart,
-            *(None if losses is None else losses[place] for losses in spoken),
-        )
-        for place, share in enumerate(texts.sources)
-    )
-
-
-def writes(model: Any) -> bool:
-    """Whether a model predicts the next token."""
-    return bool(getattr(model, "can_generate", lambda: False)())
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _sources(options: RecoverOptions) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from prunec.console import Console
 from prunec.recovery.report import Gain, RecoverReport
@@ -22,6 +23,13 @@ def show_recover(report: RecoverReport, console: Console) -> None:
     console.line(
         f"held-out loss {report.before:.4f} -> {report.after:.4f}, best at step {report.best_step}"
     )
+    if report.blocks:
+        left = sum(row.best_step == 0 for row in report.blocks)
+        console.line(
+            f"{len(report.blocks)} blocks one by one, {left} of them left as they were:"
+            f" error of a block {_mean(r.before for r in report.blocks):.4f}"
+            f" -> {_mean(r.after for r in report.blocks):.4f} on average"
+        )
     rows = [_row(gain) for gain in report.gains if gain.before is not None]
     if rows:
         columns = (
@@ -36,6 +44,11 @@ def _row(gain: Gain) -> tuple[str, ...]:
     closed = "-" if gain.closed is None else f"{gain.closed:.0%}"
     sides = (gain.dense, gain.before, gain.after)
     return gain.name + seen, str(gain.windows), *map(_perplexity, sides), closed
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
 
 
 def _perplexity(loss: float | None) -> str:

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.recovery.options import Scope
 
-__all__ = ["Pace", "Student", "Update", "blocks", "linear_layers", "student"]
+__all__ = ["Pace", "Student", "Update", "blocks", "check_rank", "linear_layers", "student"]
 
 SCALE = 2
 """Adapters are added times this."""
@@ -76,6 +76,17 @@ class Student:
             for path, layer in self._adapters()
         }
 
+    def apply(self) -> dict[str, Update]:
+        """Put the updates into the parameters of `base`, which has no adapters from then on."""
+        found = self.updates()
+        if self.scope.adapters:
+            module: Any = self.module
+            module.unload()
+        for name, update in found.items():
+            if update.added:
+                self.base.get_parameter(name).data += update.value
+        return found
+
     def _adapters(self) -> Iterator[tuple[str, Any]]:
         for path, layer in self.base.named_modules():
             if isinstance(layer, LoraLayer):
@@ -122,12 +133,8 @@ def _numel(modules: Sequence[nn.Module]) -> int:
 
 
 def _adapted(model: nn.Module, scope: Scope, rank: int, seed: int) -> Student:
+    check_rank(model, rank)
     layers = linear_layers(model)
-    if not layers:
-        raise _refused(
-            "the model has no linear layers to put adapters beside", "--train", "use --train full"
-        )
-    _check_rank(layers, rank)
     if scope.kind == "qlora":
         prepare: Any = prepare_model_for_kbit_training
         model = prepare(model)
@@ -144,7 +151,13 @@ def _adapted(model: nn.Module, scope: Scope, rank: int, seed: int) -> Student:
     return Student(adapted, model, scope)
 
 
-def _check_rank(layers: Mapping[str, Any], rank: int) -> None:
+def check_rank(model: nn.Module, rank: int) -> None:
+    """P871 for a rank above the width of a layer, and for a model without linear layers."""
+    layers = linear_layers(model)
+    if not layers:
+        raise _refused(
+            "the model has no linear layers to put adapters beside", "--train", "use --train full"
+        )
     narrow = {path: min(_sizes(layer)) for path, layer in layers.items()}
     path, width = min(narrow.items(), key=lambda item: item[1])
     if rank <= width:

@@ -25,18 +25,19 @@ def write_trained(source: Source, updates: Mapping[str, Update], folder: Path) -
     model = build_meta(load_config(source), trust_remote_code=source.trust_remote_code)
     stored = open_parameters(model, source)
     first = first_names(model)
-    changed = {first[name]: update for name, update in updates.items() if name in first}
-    entries = [_entry(name, stored, changed.get(first[name])) for name in stored]
+    changed = {first[name]: name for name in updates if name in first}
+    entries = [_entry(name, stored, updates, changed.get(first[name])) for name in stored]
     emit_trained(folder, source.folder, model, entries)
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _entry(name: str, stored: Weights, update: Update | None) -> Entry:
+def _entry(name: str, stored: Weights, updates: Mapping[str, Update], changed: str | None) -> Entry:
     old = stored[name]
 
     def produce() -> Array:
-        if update is None:
+        if changed is None:
             return stored[name]
+        update = updates[changed]  # read only now: they may lie on disk
         value = to_numpy(update.value.float())
         if update.added:
             value = value + stored[name].astype(np.float32)
