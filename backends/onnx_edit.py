@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from prunec.backends.onnx_check import check_written
+from prunec.backends.onnx_fused import put_together
 from prunec.backends.onnx_sliced import CutTensor
 from prunec.ir.axes import Indices
 from prunec.ir.graph import Arg, Graph, Op, Ref
@@ -109,6 +110,7 @@ class _Edit:
         self._clean()
         if self.original.nodes.keys() - {op.result for op in self.rewritten.graph.ops}:
             self._shorten()
+        put_together(self.model)
         return self.model
 
     # -- parameters ---------------------------------------------------------------------

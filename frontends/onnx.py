@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from prunec.frontends.onnx_flat import flatten
+from prunec.frontends.onnx_fused import take_apart
 from prunec.frontends.onnx_import import Imported, import_graph
 from prunec.frontends.onnx_read import open_model
 from prunec.ir.diagnostics import PrunecError, fail
@@ -77,7 +78,8 @@ def read_onnx(path: Path) -> OnnxProgram:
 
 
 def read_model(model: ir.Model) -> OnnxProgram:
-    """A model that is open already."""
+    """A model that is open already; its fused norms are taken apart."""
+    take_apart(model)
     flat = flatten(model)
     found: Imported = import_graph(flat)
     held = {name: flat.stored[source] for name, source in found.tensors.items()}

@@ -91,6 +91,10 @@ class Parameter:
         return "@" + self.name
 
 
+MEASURES = frozenset({"onnx.Shape", "onnx.Size"})
+"""Operations of whose operands only the sizes matter, though their results are data."""
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One operation. `name` is dialect-qualified (`aten.linear.default`); keyword arguments
@@ -107,6 +111,11 @@ class Op:
     @property
     def result(self) -> str:
         return self.results[0]
+
+    @property
+    def measures(self) -> bool:
+        """Whether it reads no more of its operands than their sizes."""
+        return self.name in MEASURES or all(type_.dtype == "index" for type_ in self.types)
 
     @property
     def operands(self) -> list[str]:

@@ -84,13 +84,23 @@ def _own(graph: Graph, entry: str) -> set[str]:
     derived, fixed, sizes = {entry}, {p.ref for p in graph.parameters.values()}, set[str]()
     for op in graph.ops:
         operands = set(op.operands)
-        if all(type_.dtype == "index" for type_ in op.types):
+        if op.measures or (operands and operands <= sizes and _vector(op)):
             sizes.update(op.results)
         elif operands & derived:
             derived.update(op.results)
         elif operands and operands <= fixed:
             fixed.update(op.results)
     return (derived - {entry}) | fixed | sizes
+
+
+def _vector(op: Op) -> bool:
+    """Whether an operation makes no more than a few integers, as many whatever the input."""
+    return all(
+        type_.dtype.startswith("i")
+        and len(type_.shape) <= 1
+        and all(isinstance(n, int) for n in type_.shape)
+        for type_ in op.types
+    )
 
 
 def fingerprint(graph: Graph) -> str:

@@ -145,13 +145,14 @@ class _Flow:
                 continue
             if len(op.results) > 1 or not self.alike(op.result, self.graph.ops[join].result):
                 continue
-            added = list(self._added(join, i))
+            inside = self.inside(op.result, self.graph.ops[join].result)
+            added = list(self._added(join, {i, *inside}))
             branches = tuple(name for name in added if name != op.result)
             if added.count(op.result) != 1 or not branches:
                 continue
             if not all(self._learned(op.result, branch) for branch in branches):
                 continue
-            ops = [self.graph.ops[k] for k in self.inside(op.result, self.graph.ops[join].result)]
+            ops = [self.graph.ops[k] for k in inside]
             yield _Step(
                 op.result, self.graph.ops[join].result, "", branches, self.path(ops),
                 tuple(o.name for o in ops),
@@ -174,22 +175,26 @@ class _Flow:
                 return found
             found.append(op.result)
 
-    def _added(self, at: int, stop: int) -> Iterator[str]:
-        """What additions that nothing else reads add up."""
-        op = self.graph.ops[at]
-        for name in op.operands if self._adds(op) else ():
+    def _added(self, at: int, derived: Collection[int]) -> Iterator[str]:
+        """What additions that nothing else reads add up, of what is computed from the entry: a
+        bias is none of it."""
+        for name in self.graph.ops[at].operands if self._adds(self.graph.ops[at]) else ():
             producer = self.graph.producers.get(name, -1)
-            if producer > stop and self._adds(self.graph.ops[producer]) and self._private(producer):
-                yield from self._added(producer, stop)
+            if self._private_sum(producer, derived):
+                yield from self._added(producer, derived)
             else:
                 yield name
+
+    def _private_sum(self, at: int, derived: Collection[int]) -> bool:
+        """Whether an operation adds two values that are computed from the entry, for one reader."""
+        if at < 0 or len(self.readers[at]) != 1 or not self._adds(self.graph.ops[at]):
+            return False
+        operands = self.graph.ops[at].operands
+        return all(self.graph.producers.get(name, -1) in derived for name in operands)
 
     def _adds(self, op: Op) -> bool:
         operands = list(op.operands)
         return op.name in ADDITIONS and not op.kwargs and len(operands) == 2
-
-    def _private(self, at: int) -> bool:
-        return len(self.readers[at]) == 1
 
     def _learned(self, entry: str, branch: str) -> bool:
         """Whether a branch comes from the entry by way of a layer with weights."""
@@ -230,7 +235,7 @@ class _Flow:
 
     def _measures(self, at: int) -> bool:
         """Whether an operation reads no more than sizes."""
-        return all(type_.dtype == "index" for type_ in self.graph.ops[at].types)
+        return self.graph.ops[at].measures
 
     def _behind(self, last: int, first: int) -> set[int]:
         """The operations from `first` on that another one is computed from, and that one."""
@@ -241,15 +246,16 @@ class _Flow:
         return behind
 
     def path(self, ops: Iterable[Op]) -> str:
-        """The module that the layers with weights among the operations have in common."""
-        modules = [
-            op.loc.module.split(".")
-            for op in ops
-            if self.graph.producers[op.result] in self.contractions
-            and any(name.startswith("@") for name in op.operands)
-        ]
+        """The module that the layers with weights among the operations have in common; where not
+        all of these tell theirs, that of whatever has no weights too."""
+        ops = list(ops)
+        learned = [op for op in ops if any(name.startswith("@") for name in op.operands)]
+        layers = [op for op in learned if self.graph.producers[op.result] in self.contractions]
+        modules = [op.loc.module for op in layers]
+        if not all(modules):
+            modules += [op.loc.module for op in ops if op not in learned]
         shared = []
-        for parts in zip(*modules, strict=False):
+        for parts in zip(*(module.split(".") for module in modules if module), strict=False):
             if len(set(parts)) > 1:
                 break
             shared.append(parts[0])

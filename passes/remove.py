@@ -55,8 +55,7 @@ def _uncached(graph: Graph, gone: Collection[tuple[str, str]]) -> Graph:
         shape = graph.types[name].shape
         other = next((value.name for value in others if value.type.shape == shape), None)
         readers = [graph.ops[i] for i in graph.uses.get(name, ())]
-        sized = all(type_.dtype == "index" for op in readers for type_ in op.types)
-        if readers and not (sized and other):
+        if readers and not (all(op.measures for op in readers) and other):
             continue
         if readers and other:
             graph = _replaced(graph, name, other)

@@ -1,7 +1,8 @@
-"""ONNX files that torch exports: the groups that the traced model has, law 1, other sizes."""
+"""ONNX files that torch exports: groups and layers of the traced model, law 1, other sizes."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -9,13 +10,17 @@ import onnx
 import pytest
 import torch
 from exporters import WAYS, export
-from onnx_files import Halved, halved
+from onnx_files import Halved, difference, feeds_of, halved, run
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from prunec.backends.onnx_edit import edit, save
 from prunec.frontends.torch_hf import trace_hf
 from prunec.ir.dialects.aten import ATEN
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
+from prunec.passes.regions import find_regions
+from prunec.passes.remove import remove
+from prunec.passes.rewrite import Rewritten
 
 TOLERANCE = 1e-5
 """Relative, float32: masked and sliced sums add the same terms in another order."""
@@ -65,15 +70,56 @@ def test_the_groups_are_those_of_the_traced_model(case: tuple[Any, Halved]) -> N
     assert shape(pruned.coupling) == shape(couple(trace_hf(model).graph, ATEN))
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_pruning_is_masking(case: tuple[Any, Halved], sizes: tuple[int, int]) -> None:
-    _, pruned = case
-    named = {  # exporters call sizes as they like
+def named(pruned: Halved, sizes: tuple[int, int]) -> dict[str, int]:
+    """Sizes by their symbols: exporters call these as they like."""
+    return {
         str(dim): size
         for value in pruned.program.graph.inputs
         for dim, size in zip(value.type.shape, sizes, strict=True)
     }
-    assert pruned.law(named) <= TOLERANCE
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_pruning_is_masking(case: tuple[Any, Halved], sizes: tuple[int, int]) -> None:
+    _, pruned = case
+    assert pruned.law(named(pruned, sizes)) <= TOLERANCE
+
+
+def test_the_layers_are_those_of_the_traced_model(case: tuple[Any, Halved]) -> None:
+    model, pruned = case
+    roles, wanted = (
+        [region.role for region in find_regions(coupling)]
+        for coupling in (pruned.coupling, couple(trace_hf(model).graph, ATEN))
+    )
+    assert roles == wanted == ["sublayer", "sublayer", "layer"] * 2
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_removed_layer_is_gone(case: tuple[Any, Halved], gone: int) -> None:
+    model, pruned = case
+    layers = [r for r in find_regions(pruned.coupling) if r.role == "layer"]
+    graph = remove(pruned.coupling, [layers[gone]]).graph
+    smaller = edit(pruned.original(), Rewritten(graph, {}), pruned.program.weights, set())
+    path = pruned.out.with_name("shallow.onnx")
+    save(smaller, pruned.program.model, path)
+    feeds = feeds_of(graph, named(pruned, (2, 17)))
+    model = copy.deepcopy(model)
+    listed = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    del listed[gone]
+    with torch.no_grad():
+        wanted = model(**{name: torch.from_numpy(value) for name, value in feeds.items()})
+    assert difference(run(path, feeds), [wanted[0].numpy()]) <= TOLERANCE
+
+
+def test_what_is_not_pruned_stays_as_it_was(case: tuple[Any, Halved]) -> None:
+    """Fused norms, which are taken apart while a file is looked at, are what they were."""
+    _, pruned = case
+    program = pruned.program
+    whole = edit(pruned.original(), Rewritten(program.graph, {}), program.weights, set())
+    path = pruned.out.with_name("whole.onnx")
+    save(whole, program.model, path)
+    before, after = (onnx.load(file, load_external_data=False) for file in (pruned.path, path))
+    assert list(after.graph.node) == list(before.graph.node)
 
 
 def test_what_the_user_named_keeps_its_name(case: tuple[Any, Halved]) -> None:
