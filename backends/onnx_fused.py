@@ -1,6 +1,7 @@
 """Norms that were fused with the addition before them in the file that was read, fused again.
 
-What is no longer both, because a branch is gone, stays a norm of its own.
+Where a branch is gone, the norm behind it follows the addition before that branch, whose own norm
+nothing reads any more.
 """
 
 from __future__ import annotations
@@ -11,29 +12,32 @@ __all__ = ["put_together"]
 
 
 def put_together(model: ir.Model) -> None:
-    """Change the main graph in place: a norm and the `additions` before it that have one node in
-    `meta` become that node."""
+    """Change the main graph in place: additions and norms that were taken apart (`meta` has the
+    `fused` node and how many `additions` it made) become such nodes where both are left."""
     for norm in list(model.graph):
-        if "additions" not in norm.meta:
-            continue
-        sums = _additions(norm)
-        if len(sums) == norm.meta["additions"]:
-            _together(model.graph, norm, sums)
+        if "fused" in norm.meta and norm.op_type != "Add":
+            sums = _additions(norm)
+            if sums:
+                _together(model.graph, norm, sums)
 
 
 def _additions(norm: ir.Node) -> list[ir.Node]:
-    """Those that lead to a norm, the first one first, as far as they are those of its node."""
-    fused = norm.meta["fused"]
+    """All those of one node that lead to a norm, the first one first; none where one is gone."""
     found: list[ir.Node] = []
     value = norm.inputs[0]
+    kind = norm.meta["fused"].op_type
     while value is not None:
         node = value.producer()
+        if node is None or node.op_type != "Add" or "fused" not in node.meta:
+            return []
         inner = bool(found) and (len(value.uses()) > 1 or value.is_graph_output())
-        if node is None or inner or node.meta.get("fused") is not fused:
-            break
+        if inner or node.meta["fused"].op_type != kind:
+            return []
         found.insert(0, node)
+        if len(found) == node.meta["additions"]:
+            return found if len({id(part.meta["fused"]) for part in found}) == 1 else []
         value = node.inputs[0]
-    return found
+    return []
 
 
 def _together(graph: ir.Graph, norm: ir.Node, sums: list[ir.Node]) -> None:
@@ -41,7 +45,8 @@ def _together(graph: ir.Graph, norm: ir.Node, sums: list[ir.Node]) -> None:
     total = sums[-1].outputs[0]
     inputs = [*sums[0].inputs, *norm.inputs[1:]]
     for bias in sums[1:]:
-        inputs += [None] * (len(fused.inputs) - 1 - len(inputs)) + [bias.inputs[1]]
+        last = len(bias.meta["fused"].inputs) - 1
+        inputs += [None] * (last - len(inputs)) + [bias.inputs[1]]
     used = len(total.uses()) > 1 or total.is_graph_output()
     node = ir.Node(
         fused.domain, fused.op_type, inputs, list(fused.attributes.values()),

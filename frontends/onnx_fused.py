@@ -53,9 +53,7 @@ def _apart(graph: ir.Graph, node: ir.Node) -> None:
         )
     )  # fmt: skip
     for part in new:
-        part.meta["fused"] = node
-    new[-1].meta["additions"] = len(new) - 1
-    sums = [value for value in node.outputs[3:] if value.name]
-    old = [node.outputs[0], *sums]
-    made = [new[-1].outputs[0], *([total] if sums else [])]
+        part.meta["fused"], part.meta["additions"] = node, len(new) - 1
+    old = [node.outputs[0], *(value for value in node.outputs[3:] if value.name)]
+    made = [part.outputs[0] for part in reversed(new)][: len(old)]
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, old, made)

@@ -110,40 +110,53 @@ class _Flow:
     @cached_property
     def through(self) -> list[int | None]:
         """By operation, the next one that everything computed from it goes through."""
-        depth = {self.sink: 0}
-        above: dict[int, int] = {}
-
-        def common(a: int, b: int) -> int:
-            while a != b:
-                a, b = (above[a], b) if depth[a] > depth[b] else (a, above[b])
-            return a
-
+        found: list[int | None] = [None] * self.sink
+        self._depth = {self.sink: 0}
         for i in reversed(range(self.sink)):
-            live = [r for r in self.readers[i] if r in depth]
-            if not live:
-                continue
-            meet = live[0]
-            for reader in live[1:]:
-                meet = common(meet, reader)
-            above[i], depth[i] = meet, depth[meet] + 1
-        return [above.get(i) for i in range(self.sink)]
+            found[i] = meet = self._meet(self.readers[i], found)
+            if meet is not None:
+                self._depth[i] = self._depth[meet] + 1
+        return found
+
+    def _meet(self, readers: Sequence[int], through: Sequence[int | None]) -> int | None:
+        """The next operation that everything from these goes through, or one of them."""
+        live = [reader for reader in readers if reader in self._depth]
+        for other in live[1:]:
+            while live[0] != other:
+                deeper = max(live[0], other, key=self._depth.__getitem__)
+                above = through[deeper]
+                assert above is not None
+                live[0], other = (above, other) if deeper == live[0] else (live[0], above)
+        return live[0] if live else None
+
+    def of(self, value: str) -> list[int]:
+        """What reads a value; of an operation with several results, this one."""
+        at = self.graph.producers[value]
+        if len(self.graph.ops[at].results) == 1:
+            return self.readers[at]
+        uses = {*self.graph.uses.get(value, ())}
+        if any(value == out for _, out in self.graph.outputs):
+            uses.add(self.sink)
+        return [i for i in self.readers[at] if i in uses]
 
     def inside(self, entry: str, exit_: str) -> list[int]:
         """The operations computed from `entry`, up to and with the one that makes `exit_`."""
         first, last = self.graph.producers[entry], self.graph.producers[exit_]
-        reached = {first}
-        for i in range(first, last):
+        reached = {*self.of(entry)}
+        for i in range(first + 1, last):
             if i in reached:
                 reached.update(self.readers[i])
         return sorted(i for i in reached if first < i <= last)
 
     def steps(self) -> Iterator[_Step]:
         """Values that are read by branches and by the addition at which these end."""
+        through = self.through
         for i, op in enumerate(self.graph.ops):
-            join = self.through[i]
-            if join is None or join == self.sink or len(self.readers[i]) < 2:
+            readers = self.of(op.result)
+            join = self._meet(readers, through)
+            if join is None or join == self.sink or len(readers) < 2:
                 continue
-            if len(op.results) > 1 or not self.alike(op.result, self.graph.ops[join].result):
+            if not self.alike(op.result, self.graph.ops[join].result):
                 continue
             inside = self.inside(op.result, self.graph.ops[join].result)
             added = list(self._added(join, {i, *inside}))
@@ -167,7 +180,7 @@ class _Flow:
         """The value, and what it is called in other shapes when nothing reads it but in these."""
         found = [value]
         while True:
-            readers = self.readers[self.graph.producers[found[-1]]]
+            readers = self.of(found[-1])
             if len(readers) != 1 or readers[0] == self.sink:
                 return found
             op = self.graph.ops[readers[0]]

@@ -10,13 +10,11 @@ __all__ = ["Junction", "adds", "joined", "junction"]
 
 RESHAPES = frozenset({"aten.reshape.default", "aten.view.default", "onnx.Reshape"})
 ADDITIONS = frozenset({"aten.add.Tensor", "onnx.Add"})
-FUSED = frozenset({f"com.microsoft.Skip{n}LayerNormalization" for n in ("", "Simplified")})
-"""Norms that first add their first two operands."""
 
 
 def adds(op: Op) -> bool:
     """Whether an operation adds its first two operands, entry by entry."""
-    return (op.pointwise and ".add" in op.name.lower()) or op.name in FUSED
+    return op.pointwise and ".add" in op.name.lower()
 
 
 def joined(graph: Graph, result: str) -> str | None:
