@@ -1,6 +1,6 @@
 """Recipes: everything needed to repeat a run, as YAML.
 
-The model and the files that a run reads are named with their SHA-256. `--trust-remote-code` is
+The model and the files that a run reads are named with their BLAKE3 hash. `--trust-remote-code` is
 never taken from a recipe: whoever runs it decides.
 """
 
@@ -41,7 +41,7 @@ PACKAGES = (
     "transformers",
 )  # fmt: skip
 
-MODEL_FIELDS = ("path", "sha256")
+MODEL_FIELDS = ("path", "blake3")
 
 MODEL = "model"
 """What the model's file is to the user; see `check_files`."""
@@ -58,10 +58,10 @@ class Recipe:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_recipe(path: Path, options: Told, sha256: str) -> None:
+def write_recipe(path: Path, options: Told, digest: str) -> None:
     """Write settled `options`, with the hash of the model (see `hash_source`), and versions."""
     what = {"verb": options.verb, "options": spelled(options)}
-    write_whole(path, what, options.model, sha256, options.read_files)
+    write_whole(path, what, options.model, digest, options.read_files)
 
 
 def spelled(options: Told) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def spelled(options: Told) -> dict[str, Any]:
 
 
 def write_whole(
-    path: Path, what: Mapping[str, Any], model: str, sha256: str, files: Iterable[Path]
+    path: Path, what: Mapping[str, Any], model: str, digest: str, files: Iterable[Path]
 ) -> None:
     """Write a recipe of `what` is to be done with a model, and the files that it is done with."""
     written = {
         "version": VERSION,
-        "model": {"path": absolute(model), "sha256": sha256},
+        "model": {"path": absolute(model), "blake3": digest},
         **what,
         "files": {str(p.absolute()): hash_data(p) for p in files},
         "versions": versions(),
@@ -173,8 +173,8 @@ def hashes_in(content: Mapping[str, Any]) -> dict[str, str]:
     """The files that a recipe names, the model among them, by path."""
     found: dict[str, str] = dict(content.get("files", {}))
     model = content.get("model", {})
-    if "path" in model and "sha256" in model:
-        found[model["path"]] = model["sha256"]
+    if "path" in model and "blake3" in model:
+        found[model["path"]] = model["blake3"]
     return found
 
 

@@ -61,7 +61,7 @@ class State:
         return self.folder / f"{name}.npz"
 
 
-def state_key(options: RunOptions, sha256: str) -> str:
+def state_key(options: RunOptions, digest: str) -> str:
     """What the state of a run is of: the model, and all options that decide the result."""
     told = replace(
         options,
@@ -73,7 +73,7 @@ def state_key(options: RunOptions, sha256: str) -> str:
         resume=True,
         activation_budget=0,
     )
-    return key_of(told, told.calibration_files, sha256)
+    return key_of(told, told.calibration_files, digest)
 
 
 def key_of(decides: object, files: Sequence[Path], *models: str) -> str:
