@@ -8,8 +8,9 @@ Runtime of transformers and of onnxruntime.transformers (tools/exporters.py). Ev
 inspected, and pruned by magnitude with `--verify`: the smaller file against the dense one with the
 removed indices zeroed, both in ONNX Runtime, at two batch sizes and lengths.
 
-Promised: the groups (role and size, with how many there are) that the model itself has when it is
-traced with torch; law 1 at 1e-5. An exporter that cannot export a model is told as such.
+Promised: the groups and what can go as a whole (role and size, with how many there are) that the
+model itself has when it is traced with torch; law 1 at 1e-5. An exporter that cannot export a model
+is told as such.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def run(arguments: Sequence[str] | None = None) -> Document:
 
 def _groups(path: str) -> Counter[tuple[str, int]]:
     found = measured(prunec("inspect", path, "--json")).expect(0).json()
-    return Counter((group["role"], group["size"]) for group in found["groups"])
+    rows = [(group["role"], group["size"]) for group in found["groups"]]
+    return Counter([*rows, *((region["role"], region["params"]) for region in found["regions"])])
 
 
 def _told(groups: Counter[tuple[str, int]]) -> list[str]:

@@ -91,9 +91,7 @@ def _per_index(loaded: Loaded) -> dict[str, int]:
 
 
 def region_rows(loaded: Loaded) -> Sequence[RegionRow]:
-    """What can go as a whole, each alone: nothing of a file that is edited in place."""
-    if loaded.file is not None:
-        return ()
+    """What can go as a whole, each alone."""
     whole = Meter(loaded)("params", {})
     return [
         RegionRow(name, region.role, whole - Meter(loaded.without([region]))("params", {}))
