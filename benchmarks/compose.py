@@ -7,12 +7,14 @@
 SmolLM2 and MiniLM, dense and made smaller by the verbs of prunec, one after the other where a row
 stacks them. Of each ONNX file: its bytes, raw and compressed (gzip), perplexity on WikiText-2 test
 or for MiniLM the mean cosine of pooled outputs to the dense model's (`prunec eval`), the median
-latency of one sequence in ONNX Runtime and, where `toolchain.py openvino` has made an environment,
-in OpenVINO (`prunec bench`), and the peak memory of the process that runs it. Of the way there: the
-seconds of all its steps, and the peak memory of the largest. Steps that rows share are done once.
+latency of one sequence in turns with the dense file in ONNX Runtime and, where `toolchain.py
+openvino` has made an environment, in OpenVINO (`prunec bench`), and the peak memory of the process
+that runs it. Of the way there: the seconds of processor of all its steps, and the peak memory of
+the largest. Steps that rows share are done once.
 
 Rows are kept in --work as they are measured, and the same command goes on after the last of them;
-rows of other sources of prunec, or of other options, are measured again. `--write docs` writes
+rows of other sources of prunec, or of other options, are measured again. Latencies come last: with
+`--no-latency` they are left to a later call with the machine to itself. `--write docs` writes
 docs/choosing.md, whose conclusions come from the rows. The texts wikitext2-valid.txt (calibration)
 and wikitext2-test.txt are looked for in `../shared/data` beside the checkout, or in --data-dir.
 """
@@ -100,6 +102,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     add("--samples", type=int, default=64, metavar="N", help="windows of calibration [64]")
     add("--length", type=int, default=256, metavar="N", help="tokens in each of these [256]")
     add("--repeat", type=int, default=20, metavar="N", help="measurements of a latency [20]")
+    add("--no-latency", action="store_true", help="leave latencies to a later call")
     add("--write", type=Path, metavar="DOCS", help="write choosing.md there from the rows")
     asked = options.parse_args(arguments)
     work = asked.work or cache() / "compose"
@@ -109,15 +112,14 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     calibration = data_file(asked.data_dir, "wikitext2-valid.txt")
     bench = Bench(work, asked, calibration, work / "text.txt")
     known = _known(work)
-    rows: list[Document] = []
-    for name in asked.models:
-        for stack in asked.stacks:
+    asks = [(name, stack) for name in asked.models for stack in asked.stacks]
+    passes = [_row] if asked.no_latency else [_row, _timed]
+    for measure in passes:
+        for name, stack in asks:
             key = _key(name, stack, asked)
-            if key not in known:
-                say(f"{name}: {stack}")
-                known[key] = _row(bench, name, stack)
-                _keep(work, known)
-            rows.append(known[key])
+            known[key] = measure(bench, name, stack, known.get(key, {}))
+            _keep(work, known)
+    rows = [known[_key(name, stack, asked)] for name, stack in asks]
     if asked.write:
         write_page(rows, asked.write / "choosing.md", asked.windows, asked.window)
     return {"rows": rows, "figures": figures(*_promised(rows))}
@@ -140,16 +142,29 @@ def _keep(work: Path, rows: dict[str, Document]) -> None:
     partial.replace(work / "rows.json")
 
 
-def _row(bench: Bench, name: str, stack: str) -> Document:
-    """One row; a step that fails is told in it, and the others go on."""
+def _row(bench: Bench, name: str, stack: str, known: Document) -> Document:
+    """One row but for its latencies; a step that fails is told in it, and the others go on."""
+    if known:
+        return known
+    say(f"{name}: {stack}")
     row: Document = {"model": name, "stack": stack}
     steps: list[Finished] = []
     try:
         file = _made(bench, name, STACKS[stack], steps)
-        row |= _costs(steps) | _sizes(file) | _quality(bench, name, file) | _speed(bench, file)
+        row |= _costs(steps) | _sizes(file) | _quality(bench, name, file)
     except SystemExit as error:
         row["error"] = str(error)[-1000:]
     say(str(row))
+    return row
+
+
+def _timed(bench: Bench, name: str, stack: str, known: Document) -> Document:
+    """A row with its latencies."""
+    if "error" in known or "onnxruntime_ms" in known:
+        return known
+    dense, file = (_made(bench, name, STACKS[kind], []) for kind in ("dense", stack))
+    row = known | _speed(bench, dense, file)
+    say(f"{name}: {stack}: {_speed_of(row)}")
     return row
 
 
@@ -209,9 +224,9 @@ def _whole_plan(work: Path, source: Path) -> Path:
 
 
 def _costs(steps: Sequence[Finished]) -> Document:
-    """Seconds of all steps, and the peak memory of the largest."""
+    """Seconds of processor of all steps, and the peak memory of the largest."""
     return {
-        "compress_seconds": round(sum(step.seconds for step in steps), 1),
+        "compress_seconds": round(sum(step.cpu_seconds for step in steps), 1),
         "compress_peak": max(step.peak_rss for step in steps),
     }
 
@@ -241,19 +256,27 @@ def _quality(bench: Bench, name: str, file: Path) -> Document:
     return {"perplexity": row["perplexity"], "similarity": row["similarity"]}
 
 
-def _speed(bench: Bench, file: Path) -> Document:
-    """Median milliseconds in each runtime, and the peak memory of the process that runs it."""
+def _speed(bench: Bench, dense: Path, file: Path) -> Document:
+    """In each runtime the median milliseconds, how many times faster than dense in turns, and the
+    peak memory of a process that runs the file alone."""
     found: Document = {}
     for runtime, command in _runtimes().items():
-        call = (*command, "bench", str(file), "--runtime", runtime, "--length", "128",
-                "--repeat", str(bench.asked.repeat), "--json")  # fmt: skip
-        told = measured(call)
-        if told.exit_code:
-            found[f"{runtime}_error"] = told.stderr[-300:]
+        call = (*command, "bench", "--runtime", runtime, "--length", "128", "--json", "--repeat")
+        repeat = str(bench.asked.repeat)
+        told = measured((*call, repeat, *map(str, dict.fromkeys((dense, file)))))
+        alone = measured((*call, "1", str(file)))
+        if told.exit_code or alone.exit_code:
+            found[f"{runtime}_error"] = (told.stderr + alone.stderr)[-300:]
             continue
-        found[f"{runtime}_ms"] = round(1000 * told.json()["rows"][0]["median"], 2)
-        found[f"{runtime}_peak"] = told.peak_rss
+        medians = [row["median"] for row in told.json()["rows"]]
+        found[f"{runtime}_ms"] = round(1000 * medians[-1], 2)
+        found[f"{runtime}_speedup"] = round(medians[0] / medians[-1], 3)
+        found[f"{runtime}_peak"] = alone.peak_rss
     return found
+
+
+def _speed_of(row: Document) -> Document:
+    return {name: value for name, value in row.items() if name.startswith(tuple(_runtimes()))}
 
 
 def _runtimes() -> dict[str, tuple[str, ...]]:
