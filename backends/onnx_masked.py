@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from prunec.backends.onnx_edit import Original
+from prunec.backends.onnx_fused import put_together
 from prunec.ir.axes import Selection, atoms, kept_positions, size
 from prunec.ir.graph import Arg, Op, Ref, TensorType
 from prunec.passes.coupling import Coupling
@@ -83,6 +84,7 @@ class _Masking:
                 made = self._over_kept(op, smaller[op.result], twin)
             for type_, value in zip(op.types, made, strict=True):
                 self._mask(self._now(type_), value)
+        put_together(self.model)  # the kernels of the file that is written
         return self.model
 
     def _now(self, type_: TensorType) -> TensorType:

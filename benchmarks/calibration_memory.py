@@ -1,4 +1,7 @@
-"""Peak resident memory of `prunec prune --method auto`, against what it may need.
+"""Peak resident memory of `prunec prune --method auto`, or of `sparsify`, against what it may need.
+
+    python benchmarks/calibration_memory.py
+    python benchmarks/calibration_memory.py --verb sparsify
 
 SmolLM2-135M, and a 1.3 B Llama of random weights in float16 on disk (as in large_magnitude.py).
 The bound: the largest block's weights in the dtype that the program computes with, the largest Gram
@@ -37,6 +40,10 @@ from runtimes import checkpoint
 BUDGET, RUNTIME = 256 << 20, 400 << 20
 WIDTHS = {"float64": 8, "float32": 4}
 """Bytes of a number that is computed with; half precision is widened on the CPU."""
+VERBS: dict[str, tuple[str, ...]] = {
+    "prune": ("--target", "blocks=80%", "--method", "auto", "--layout", "per-layer"),
+    "sparsify": ("--sparsity", "50%", "--method", "sparsegpt"),
+}
 LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -46,8 +53,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     add("--models", nargs="+", default=("smollm2", "1.3b"), metavar="MODEL",
         help="names, folders, or sizes of random Llamas [smollm2 1.3b]")  # fmt: skip
     add("--data-dir", type=Path, help="folder of wikitext2-valid.txt [../shared/data]")
-    add("--method", default="auto", help="[auto]")
-    add("--target", default="blocks=80%", help="[blocks=80%%]")
+    add("--verb", default="prune", choices=list(VERBS), help="[prune]")
     add("--samples", type=int, default=64, metavar="N", help="windows [64]; of random Llamas 8")
     add("--length", type=int, default=512, metavar="N", help="tokens in each [512]")
     add("--cache", type=Path, help="folder for models [~/.cache/prunec/...]")
@@ -57,18 +63,18 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     for name in asked.models:
         made = name == "1.3b"
         folder = random_llama(cache(asked.cache), name, "float16") if made else model(name)
-        say(f"{name}: pruning")
+        say(f"{name}: {asked.verb}")
         with tempfile.TemporaryDirectory(prefix="prunec-memory-") as work:
             command = prunec(
-                *("prune", str(folder), "-o", Path(work) / "out", "--target", asked.target),
-                *("--method", asked.method, "--layout", "per-layer", "--format", "hf", "--json"),
+                *(asked.verb, str(folder), "-o", Path(work) / "out", *VERBS[asked.verb]),
+                *("--format", "hf", "--json"),
                 *_calibration(Path(work), asked.samples, asked.length, text, made=made),
             )
             finished = measured(command).expect(0)
         rows.append(_row(name, folder, finished.peak_rss, finished.seconds) | {
             "command": command_line(command),
             "peak_anonymous_gb": (finished.peak_anonymous or 0) / 1e9,
-            "seconds_by_part": finished.json()["seconds"],
+            "seconds_by_part": finished.json().get("seconds"),
         })  # fmt: skip
         say(f"{name}: {rows[-1]['peak_rss_gb']:.2f} GB, bound {rows[-1]['bound_gb']:.2f} GB")
     return {
