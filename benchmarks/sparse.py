@@ -4,9 +4,9 @@
     python benchmarks/sparse.py --sparsity 40% 2:4 --windows 4 --samples 16
 
 SmolLM2-135M, dense and with 40 % of the weights of its blocks set to zero by each method, each
-calibrated on WikiText-2 valid. On windows of WikiText-2 test, with transformers: the perplexity, and
-the accuracy of the next token (`kept`: relative to that of the dense model). Promised: methods with
-data lose less than magnitude.
+calibrated on WikiText-2 valid. On windows of WikiText-2 test, with transformers: the perplexity,
+and the accuracy of the next token (`kept`: relative to that of the dense model). Promised: methods
+with data lose less than magnitude.
 
 The texts are looked for in `../shared/data` beside the checkout, or in --data-dir.
 """
