@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -131,9 +132,17 @@ def two_layers() -> Built:
     return b.finish(b.linear(y, 10))
 
 
+def two_products() -> Built:
+    """The same with weights that are [in, out]."""
+    b = Builder()
+    y = b.call("aten.addmm.default", b.weight(16), b.input("batch", 24), b.weight(24, 16))
+    return b.finish(b.call("aten.mm.default", b.call("aten.tanh.default", y), b.weight(16, 10)))
+
+
+@pytest.mark.parametrize("program", [two_layers, two_products])
 @pytest.mark.parametrize("rank", [3, 10])
-def test_the_new_axis_is_a_group_like_others(rank: int) -> None:
-    built = two_layers()
+def test_the_new_axis_is_a_group_like_others(rank: int, program: Callable[[], Built]) -> None:
+    built = program()
     dense = couple(built.graph, ATEN)
     found = factorable(dense, frozenset())
     weights = {name: np.asarray(array) for name, array in built.weights.items()}
@@ -142,8 +151,12 @@ def test_the_new_axis_is_a_group_like_others(rank: int) -> None:
     coupling = couple(factorize(built.graph, full).graph, ATEN)
     made = dict(weights)
     selections = {}
+    dims = {y.weight: y.dim for y in found.found}
+    turned = {
+        name: array if dims[name] else array.T for name, array in weights.items() if name in dims
+    }
     for name in full:
-        factors, (first, second) = plain(weights[name]), names_of(name)
+        factors, (first, second) = plain(turned[name]), names_of(name)
         made |= {first: factors.first.astype(np.float32), second: factors.second.astype(np.float32)}
         (group,) = [g for g in coupling.groups if Place(first, 0) in g.places]
         assert {(p.parameter, p.dim) for p in group.places} == {(first, 0), (second, 1)}
@@ -157,9 +170,10 @@ def test_the_new_axis_is_a_group_like_others(rank: int) -> None:
     feeds = [{k: np.asarray(v) for k, v in built.inputs(3, 7).items()}]
     (found_out,) = execute(small.graph, sliced, feeds)
     for name in full:
-        factors, (first, second) = plain(weights[name]), names_of(name)
+        first, second = names_of(name)
         assert sliced[first].shape[0] == min(rank, full[name])
-        weights[name] = (sliced[second] @ sliced[first]).astype(np.float32)
+        product = (sliced[second] @ sliced[first]).astype(np.float32)
+        weights[name] = product if dims[name] else product.T
     (wanted,) = execute(built.graph, weights, feeds)
     for key, value in wanted.items():
         torch.testing.assert_close(found_out[key], value, atol=1e-5, rtol=1e-5)
@@ -169,6 +183,23 @@ def _taken(array: np.ndarray, kept: dict[int, np.ndarray]) -> np.ndarray:
     for dim, indices in kept.items():
         array = np.take(array, indices, dim)
     return array
+
+
+def test_weights_that_are_stored_turned_round(tmp_path: Path) -> None:
+    network = zoo.build("gpt2")
+    network.save_pretrained(tmp_path / "dense")
+    ids = np.random.default_rng(0).integers(0, network.config.vocab_size, (4, 16))
+    np.savez(tmp_path / "ids.npz", input_ids=ids)
+    code, report = run(
+        "factorize", tmp_path / "dense", "-o", tmp_path / "out", "--target", "blocks=70%",
+        "--calibration", tmp_path / "ids.npz", "--verify",
+    )  # fmt: skip
+    assert code == 0, report
+    assert [c["passed"] for c in report["checks"]] == [True]
+    rows = {row["weight"]: (row["outputs"], row["inputs"]) for row in report["layers"]}
+    width = network.config.n_embd
+    (packed,) = {size for name, size in rows.items() if name.endswith("c_attn.weight")}
+    assert packed == (3 * width, width)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "resnet"])
@@ -183,6 +214,8 @@ def test_every_matrix_is_taken_or_told(name: str) -> None:
     assert {y.weight for y in found.found} | set(found.left) == matrices
     if name == "llama":
         assert len(found.found) == 7 * 2, "a layer"
+    if name == "gpt2":
+        assert len(found.found) == 4 * 2, "a layer"
     if name == "resnet":
         assert "a convolution of more than one tap or group" in found.left.values()
         assert found.found, "those of one tap"

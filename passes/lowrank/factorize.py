@@ -15,8 +15,10 @@ from prunec.passes.sparse import Layer, Layers, layers
 
 __all__ = ["Factored", "factorable", "factorize", "names_of"]
 
-LINEAR = ("aten.linear.default",)
+LINEAR = "aten.linear.default"
 CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
+TURNED = {"aten.addmm.default": 2, "aten.mm.default": 1}
+"""Products with a weight [in, out], and where it stands; what they become has [out, in]."""
 GROUPS = 6
 """Where a convolution's number of groups stands among its arguments."""
 
@@ -61,9 +63,11 @@ def _obstacle(graph: Graph, layer: Layer) -> str:
 
 
 def _is_layer(op: Op, parameter: Parameter) -> bool:
-    if len(op.args) < 2 or op.args[1] != Ref(parameter.ref):
+    if _weight(op) != parameter.name:
         return False
-    if op.name in LINEAR:
+    if op.name in TURNED:
+        return all(value == 1 for _, value in op.kwargs)  # alpha and beta of addmm
+    if op.name == LINEAR:
         return True
     if op.name not in CONVOLUTIONS or any(n != 1 for n in parameter.type.shape[2:]):
         return False
@@ -73,27 +77,30 @@ def _is_layer(op: Op, parameter: Parameter) -> bool:
 
 def factorize(graph: Graph, ranks: Mapping[str, int]) -> Factored:
     """Write each weight in `ranks`, which `factorable` found, as two of that rank."""
+    turned = {_weight(op) for op in graph.ops if op.name in TURNED}
     parameters: dict[str, Parameter] = {}
     for name, parameter in graph.parameters.items():
-        made = _split(parameter, ranks[name]) if name in ranks else (parameter,)
+        made = _split(parameter, ranks[name], name in turned) if name in ranks else (parameter,)
         parameters |= {p.name: p for p in made}
     ops: list[Op] = []
     for op in graph.ops:
-        weight = _weight(op, ranks)
-        ops += (op,) if weight is None else _pair(op, weight, ranks[weight])
+        weight = _weight(op)
+        ops += _pair(op, weight, ranks[weight]) if weight in ranks else (op,)
     made_graph = replace(graph, parameters=parameters, ops=tuple(ops))
     return Factored(made_graph, {name: names_of(name) for name in ranks})
 
 
-def _weight(op: Op, ranks: Mapping[str, int]) -> str | None:
-    """The weight of a layer that becomes two."""
-    found = op.args[1] if len(op.args) > 1 else None
-    named = isinstance(found, Ref) and found.name.startswith("@") and found.name[1:] in ranks
-    return found.name[1:] if named and isinstance(found, Ref) else None
+def _weight(op: Op) -> str:
+    """The parameter that stands where a layer has its weight, or nothing."""
+    at = TURNED.get(op.name, 1)
+    found = op.args[at] if len(op.args) > at else None
+    return found.name[1:] if isinstance(found, Ref) and found.name.startswith("@") else ""
 
 
-def _split(parameter: Parameter, rank: int) -> tuple[Parameter, Parameter]:
+def _split(parameter: Parameter, rank: int, turned: bool) -> tuple[Parameter, Parameter]:
     outputs, inputs, *taps = parameter.type.shape
+    if turned:
+        outputs, inputs = inputs, outputs
     first, second = names_of(parameter.name)
     shapes = {first: (rank, inputs, *taps), second: (outputs, rank, *taps)}
     one, other = (
@@ -108,6 +115,9 @@ def _pair(op: Op, weight: str, rank: int) -> tuple[Op, Op]:
     between = f"{op.result}_rank"
     at = 1 if op.name in CONVOLUTIONS else len(op.types[0].shape) - 1
     shape = tuple(rank if d == at else n for d, n in enumerate(op.types[0].shape))
+    if op.name in TURNED:
+        bias, data = op.args[0] if op.name == "aten.addmm.default" else None, op.args[-2]
+        op = replace(op, name=LINEAR, args=(data, None, bias), kwargs=())
     bias = op.args[2] if len(op.args) > 2 else op.kwarg("bias")
     given: tuple[Arg, ...] = (op.args[0], Ref(first), None, *op.args[3:])
     own = tuple((name, value) for name, value in op.kwargs if name != "bias")

@@ -170,6 +170,7 @@ class _Run(Run[FactorizeOptions]):
     def _factors(self, layer: Layer, gram: Array | None) -> Factors:
         weight = self.loaded.weights[layer.weight]
         matrix = weight.reshape(weight.shape[:2])
+        matrix = matrix if layer.dim else matrix.T
         if not np.isfinite(matrix).all():
             raise fail(
                 "P311",
@@ -184,7 +185,7 @@ class _Run(Run[FactorizeOptions]):
         taps = (1,) * (weight.ndim - 2)
         for name, matrix in zip(names_of(layer.weight), (made.first, made.second), strict=True):
             factors[name] = matrix.astype(weight.dtype).reshape(*matrix.shape, *taps)
-        return Spectrum(weight.shape[0], weight.shape[1], made.singular)
+        return Spectrum(len(made.second), made.first.shape[1], made.singular)
 
     def _limit(self) -> tuple[float, float]:
         """What remains at most, and what there is."""
