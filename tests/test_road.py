@@ -14,6 +14,8 @@ from counting import LENGTH, counter, refused, run
 
 from prunec.plain_yaml import load_yaml
 from prunec.recovery import run as recovering
+from prunec.road.planning import plan_road
+from prunec.road.reading import read_road
 
 STAGES = ["1-prune", "2-recover", "3-quantize", "4-eval"]
 
@@ -31,7 +33,7 @@ def road(home: Path, **changes: dict[str, Any]) -> Path:
     stages: dict[str, dict[str, Any]] = {
         "prune": {
             "target": "blocks=50%", "method": "wanda-sp", "calibration": text,
-            "calibration-length": LENGTH, "layout": "per-layer",
+            "calibration-length": LENGTH, "layout": "per-layer", "round-to": 16,
         },
         "recover": {
             "data": text, "steps": 20, "batch": 4, "length": LENGTH, "rank": 4, "lr": 1e-2,
@@ -206,3 +208,22 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     file.write_text("[2:4, 1e-4, 12, -3, 1.5, 50%, 4:8, '7', true, .5, 010, 0]")
     found = ["2:4", 1e-4, 12, -3, 1.5, "50%", "4:8", "7", True, 0.5, "010", 0]
     assert load_yaml(file) == found
+
+
+@pytest.mark.parametrize(
+    ("quantize", "given", "wanted"),
+    [
+        ({"quantize": "int4", "block": 64}, {}, 64),
+        ({"quantize": "int8", "activations": "float"}, {}, 32),
+        ({"quantize": "int4"}, {"round-to": 8}, 8),
+        ({"quantize": "int8"}, {}, None),
+    ],
+)
+def test_widths_are_whole_blocks_of_the_quantisation_that_follows(
+    quantize: dict[str, Any], given: dict[str, Any], wanted: int | None, home: Path, tmp_path: Path
+) -> None:
+    stages = [{"prune": {"target": "blocks=50%"} | given}, {"quantize": quantize}]
+    path = tmp_path / "road.yaml"
+    path.write_text(yaml.safe_dump({"model": str(home / "dense"), "stages": stages}))
+    planned = plan_road(read_road(path), tmp_path / "out", trust=False)
+    assert planned[0].options.round_to == wanted

@@ -12,6 +12,7 @@ from prunec.frontends.source import resolve
 from prunec.hashes import hash_source
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.output import Formats
+from prunec.quantize_options import QuantizeOptions
 from prunec.recipe import spelled
 from prunec.recipe_options import as_field
 from prunec.road.reading import Road, Stage
@@ -58,12 +59,13 @@ def plan_road(road: Road, out: Path, *, trust: bool) -> list[Planned]:
     key, dense = hash_model(road.model, trust), road.model
     kind = "onnx" if dense.endswith(".onnx") else "hf"
     here = _Here(dense, (kind,), "the model")
+    block = _block(road)
     planned: list[Planned] = []
     problems: list[Diagnostic] = []
     for place, stage in enumerate(road.stages, 1):
         name = f"{place}-{stage.verb}"
         try:
-            options = _settled(stage, here, out / name, dense, trust)
+            options = _settled(stage, here, out / name, dense, block, trust)
         except PrunecError as error:
             problems += [_named(p, name) for p in error.diagnostics]
             here = replace(here, final=False)
@@ -85,7 +87,19 @@ def _formats(stage: Stage, options: Any) -> tuple[str, ...]:
     return tuple(options.formats) if fixed is None else fixed
 
 
-def _settled(stage: Stage, here: _Here, out: Path, dense: str, trust: bool) -> Options:
+def _block(road: Road) -> int | None:
+    """How many inputs share a scale in the quantisation that follows, if there is one by blocks."""
+    stage = next((stage for stage in road.stages if stage.verb == "quantize"), None)
+    if stage is None:
+        return None
+    told = {n: v for n, v in stage.given.items() if n in ("quantize", "activations", "block")}
+    options = QuantizeOptions(model=road.model, **told)
+    return options.block if options.in_blocks else None
+
+
+def _settled(
+    stage: Stage, here: _Here, out: Path, dense: str, block: int | None, trust: bool
+) -> Options:
     verb = STAGES[stage.verb]
     given: dict[str, Any] = {name: as_field(name, value) for name, value in stage.given.items()}
     given |= {"model": _read(stage.verb, here), "trust_remote_code": trust}
@@ -93,6 +107,8 @@ def _settled(stage: Stage, here: _Here, out: Path, dense: str, trust: bool) -> O
         given |= {"out": out, "overwrite": True}
     if verb.resumes:
         given["resume"] = True
+    if verb.rounds and block is not None:
+        given.setdefault("round_to", block)
     if verb.keeps and here.stored:
         given.setdefault("formats", (_kind(stage.verb, here),))
     if verb.dense and not dense.endswith(".onnx" if verb.dense == "teacher" else "\0"):

@@ -46,8 +46,9 @@ class Verb:
 
     `reads` are the formats that it can start from, the preferred one first; `formats` those that
     it writes, None when the options say so; with `keeps` these are by default the one that it read.
-    `dense` is the option that names the dense model,
-    filled in with the run's own; `final` means that its result goes into no other stage.
+    `dense` is the option that names the dense model, filled in with the run's own; `final` means
+    that its result goes into no other stage; with `rounds` it keeps whole blocks of a quantisation
+    that follows.
     """
 
     settle: Callable[[dict[str, Any]], Any]
@@ -58,6 +59,7 @@ class Verb:
     resumes: bool = True
     final: bool = False
     keeps: bool = False
+    rounds: bool = False
 
 
 def _prune(options: Any, out: Path, progress: Progress) -> Report:
@@ -114,10 +116,10 @@ def _evaluation(given: dict[str, Any]) -> EvalOptions:
 
 
 STAGES: Mapping[str, Verb] = {
-    "prune": Verb(prune_options, _prune, keeps=True),
+    "prune": Verb(prune_options, _prune, keeps=True, rounds=True),
     "recover": Verb(_recovery, _recover, ("hf",), ("hf",), dense="teacher"),
     "sparsify": Verb(sparsify_options, _sparsify, keeps=True),
-    "factorize": Verb(factorize_options, _factorize, ("hf",)),
+    "factorize": Verb(factorize_options, _factorize, ("hf",), rounds=True),
     "quantize": Verb(quantize_options, _quantize, ("hf", "onnx"), ("onnx",), final=True),
     "eval": Verb(_evaluation, _evaluate, (), (), dense="against", resumes=False),
 }
