@@ -21,7 +21,7 @@ from prunec.frontends.torch_adapters import (
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
 from prunec.ir.graph import Graph
 
-__all__ = ["example_inputs", "trace_hf"]
+__all__ = ["BATCH", "example_inputs", "trace_hf", "trace_where_possible"]
 
 MASK = "attention_mask"
 BATCH, SEQUENCE, DECODER_SEQUENCE = "batch", "sequence", "decoder_sequence"
@@ -46,7 +46,14 @@ def trace_hf(
     if example is None:
         example, dynamic = example_inputs(model, extra_inputs)
     with traceable(model):
-        traced = _traced(model, example, dynamic or {}, name or type(model).__name__)
+        return trace_where_possible(model, example, dynamic or {}, name or type(model).__name__)
+
+
+def trace_where_possible(
+    model: Any, example: Mapping[str, Any], dynamic: Dynamic, name: str
+) -> Traced:
+    """The program of a model made `traceable`, without its inner states."""
+    traced = _traced(model, example, dynamic, name)
     return replace(traced, graph=_without_states(traced.graph))
 
 

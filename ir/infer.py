@@ -18,7 +18,7 @@ from prunec.ir.signature import parse_signature
 from prunec.ir.sizes import dim_size
 from prunec.ir.unify import Axes, AxisId
 
-__all__ = ["Contraction", "Dialect", "Rule", "Typing", "infer"]
+__all__ = ["Caches", "Contraction", "Dialect", "Rule", "Typing", "infer"]
 
 Dims = list[AxisId]
 Labelled = tuple[AxisId, tuple[tuple[int, int], ...]]
@@ -42,13 +42,17 @@ class Contraction:
     free: tuple[Labelled, ...]
 
 
+Caches = bool | Sequence[tuple[str, str]]
+"""Whether inputs and outputs that hold what came before may change, or which pairs of them do."""
+
+
 @dataclass
 class Typing:
     """The result of inference, and the interface that rules use."""
 
     graph: Graph
     dialect: Dialect
-    caches: bool = False
+    caches: Caches = False
     axes: Axes = field(default_factory=Axes)
     dims: dict[str, Dims] = field(default_factory=dict)
     literals: dict[tuple[int, Path], tuple[AxisId, ...]] = field(default_factory=dict)
@@ -311,7 +315,7 @@ class Typing:
 
     def _interface(self) -> None:
         """Inputs and outputs stay as they are, unless caches may change."""
-        self.grown = self._grown() if self.caches else []
+        self.grown = self._grown() if self.caches is True else list(self.caches or ())
         free = {name for pair in self.grown for name in pair}
         for value in self.graph.inputs if self.caches else ():
             self.axes.where = "input"
@@ -435,9 +439,10 @@ class Dialect:
         return self.pointwise if op.pointwise else None
 
 
-def infer(graph: Graph, dialect: Dialect, *, caches: bool = False) -> Typing:
+def infer(graph: Graph, dialect: Dialect, *, caches: Caches = False) -> Typing:
     """Type a graph. Never fails: what cannot be typed is pinned with its reason.
 
-    With `caches`, inputs and outputs that hold what came before are not pinned as such.
+    With `caches`, inputs and outputs that hold what came before are not pinned as such: the pairs
+    given, or those that are found.
     """
     return Typing(graph, dialect, caches).run()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from prunec.ir.axes import Axis
 from prunec.ir.graph import Graph, Op, TensorType
-from prunec.ir.infer import Contraction, Dialect, Typing, infer
+from prunec.ir.infer import Caches, Contraction, Dialect, Typing, infer
 from prunec.ir.unify import AxisId
 from prunec.passes.coupling import Consumer, Contracted, Coupling, Group, Pinned, Place
 from prunec.passes.roles import Evidence, gather, role_of
@@ -16,11 +16,12 @@ from prunec.passes.roles import Evidence, gather, role_of
 __all__ = ["couple"]
 
 
-def couple(graph: Graph, dialect: Dialect, *, caches: bool = False) -> Coupling:
+def couple(graph: Graph, dialect: Dialect, *, caches: Caches = False) -> Coupling:
     """Type a graph and find its groups.
 
     Never fails: a dimension that cannot be pruned is listed in `pinned` with its reason. With
-    `caches` a program may read and give a smaller cache of keys and values.
+    `caches` a program may read and give a smaller cache of keys and values: any that is found to
+    grow, or these inputs with the outputs that they become.
     """
     typing = infer(graph, dialect, caches=caches)
     return _Coupler(typing, gather(typing)).run()

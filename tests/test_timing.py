@@ -16,6 +16,7 @@ import zoo
 
 from prunec.cli import main
 from prunec.ir.graph import Graph
+from prunec.timing.program import Program
 from prunec.timing.stopwatch import Opened, Stopwatch
 from prunec.timing.table import TimeTable
 
@@ -42,9 +43,9 @@ class Pretended:
     def __init__(self, seconds: Callable[[Graph], float]) -> None:
         self.seconds, self.opened = seconds, 0
 
-    def open(self, _: Stopwatch, graph: Graph, weights: object) -> Opened:
+    def open(self, _: Stopwatch, program: Program) -> Opened:
         self.opened += 1
-        return Opened(lambda: None, graph)
+        return Opened(lambda: None, program.graph)
 
     def race(self, programs: Sequence[Opened], laps: Sequence[int] = ()) -> list[float]:
         graphs: list[Any] = [program.kept for program in programs]
@@ -56,7 +57,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pr
     def install(seconds: Callable[[Graph], float] = counted) -> Pretended:
         made = Pretended(seconds)
         monkeypatch.setenv("PRUNEC_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(Stopwatch, "open", lambda self, g, w: made.open(self, g, w))
+        monkeypatch.setattr(Stopwatch, "open", lambda self, p: made.open(self, p))
         monkeypatch.setattr(Stopwatch, "race", lambda self, p, laps=(): made.race(p, laps))
         return made
 

@@ -97,7 +97,7 @@ class Model:
         each given as `example` is to `load`; a module in memory needs batches unless the method
         looks at weights alone. `options` are those of `prunec prune`: `method`, `groups`, `plan`,
         `allocate`, `restore`, `round_to`, `steps`, `depth`, `experts`, `batch`, `length`, `dtype`,
-        `runtime`, `threads`, `layout`, `formats`, `seed`, `calibration_samples`,
+        `runtime`, `phase`, `threads`, `layout`, `formats`, `seed`, `calibration_samples`,
         `calibration_length`, `activation_budget`, `allow_interface_change`.
 
         Raises PrunecError for wrong options and for targets that cannot be met.

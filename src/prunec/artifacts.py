@@ -16,9 +16,10 @@ from prunec.runners import (
     open_onnx,
     open_openvino,
     open_torchscript,
+    takes_cache,
 )
 
-__all__ = ["Artifact", "find_artifacts", "for_runtime"]
+__all__ = ["Artifact", "find_artifacts", "for_runtime", "for_step"]
 
 TORCHSCRIPT_SUFFIXES = {".pt", ".ts", ".torchscript"}
 
@@ -34,7 +35,12 @@ class Artifact:
     runtime: str
     trust_remote_code: bool = False
 
-    def open(self, threads: int | None = None, runtime: str | None = None) -> Runner:
+    def open(
+        self, threads: int | None = None, runtime: str | None = None, past: int | None = None
+    ) -> Runner:
+        """What runs the model; with `past`, one decoding step after so many tokens."""
+        if past is not None and self.kind == "hf":
+            return self._open_step(threads, runtime or self.runtime, past)
         path = Path(self.location)
         openers: dict[tuple[str, str], Callable[[], Runner]] = {
             ("onnx", "onnxruntime"): lambda: open_onnx(path, threads),
@@ -45,6 +51,21 @@ class Artifact:
             ),
         }
         return openers[self.kind, runtime or self.runtime]()
+
+    def _open_step(self, threads: int | None, runtime: str, past: int) -> Runner:
+        from prunec.decoding import open_exported_step, open_hf_step
+
+        trust = self.trust_remote_code
+        if runtime == "torch":
+            return open_hf_step(self.location, past, threads, trust_remote_code=trust)
+        opener = open_onnx if runtime == "onnxruntime" else open_openvino
+        return open_exported_step(self.location, past, opener, threads, trust_remote_code=trust)
+
+    def takes_step(self) -> bool:
+        """Whether it can be given a cache: what was written without one reads whole sequences."""
+        if self.kind == "onnx":
+            return takes_cache(Path(self.location))
+        return self.kind == "hf"
 
     def folder(self) -> Path:
         """The folder of the model's files; PrunecError when there is no such model."""
@@ -77,6 +98,25 @@ def find_artifacts(model: str, *, trust_remote_code: bool = False) -> tuple[Arti
             return found
     return (
         Artifact(model, "hf", str(path) if path.exists() else model, "torch", trust_remote_code),
+    )
+
+
+def for_step(found: tuple[Artifact, ...], model: str, runtime: str | None) -> Artifact:
+    """The artifact whose decoding step is measured: a file that takes a cache, or a checkpoint,
+    which ONNX runtimes run as it is traced. Raises P868 when there is neither."""
+    able = tuple(artifact for artifact in found if artifact.takes_step())
+    files = tuple(artifact for artifact in able if artifact.kind == "onnx")
+    checkpoints = tuple(artifact for artifact in able if artifact.kind == "hf")
+    if checkpoints and (runtime == "torch" or not files):
+        return checkpoints[0]
+    if files:
+        return for_runtime(files, model, runtime)
+    raise fail(
+        "P868",
+        f"{model} takes no decoding step: no cache of keys and values is among its inputs",
+        where="--phase",
+        help="measure the checkpoint that it was made from, or a file exported with its cache",
+        exit_code=Exit.USAGE,
     )
 
 

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prunec.artifacts import find_artifacts, for_runtime
+from prunec.artifacts import find_artifacts, for_runtime, for_step
 from prunec.feeds import TOKENS, Feeds, example_feeds
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.progress import Progress
 from prunec.reports import plain
 from prunec.runners import Runner
+from prunec.workload import DECODE, PREFILL
 
 __all__ = ["BenchOptions", "BenchReport", "BenchRow", "bench", "measure"]
 
@@ -23,10 +24,12 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What `prunec bench` is asked to measure; `threads` None leaves it to the runtime."""
+    """What `prunec bench` is asked to measure: `length` tokens at once, or in the phase `decode`
+    one more after so many. `threads` None leaves it to the runtime."""
 
     models: tuple[str, ...]
     runtime: str | None = None
+    phase: str = PREFILL
     batch: int = 1
     length: int = 128
     threads: int | None = None
@@ -54,6 +57,7 @@ class BenchRow:
 class BenchReport:
     """What `prunec bench` measured."""
 
+    phase: str
     batch: int
     length: int
     threads: int | None
@@ -69,8 +73,10 @@ class BenchReport:
 def bench(options: BenchOptions, progress: Progress) -> BenchReport:
     """Measure every model; raises PrunecError for what cannot be run."""
     _check(options)
+    decoding = options.phase == DECODE
+    choose = for_step if decoding else for_runtime
     chosen = [
-        for_runtime(
+        choose(
             find_artifacts(model, trust_remote_code=options.trust_remote_code),
             model,
             options.runtime,
@@ -84,10 +90,13 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
     runners = []
     for artifact, runtime in zip(chosen, runtimes, strict=True):
         with progress.step(f"Loading {artifact.name}"):
-            runners.append(artifact.open(options.threads, runtime))
+            runners.append(
+                artifact.open(options.threads, runtime, options.length if decoding else None)
+            )
     with progress.step("Measuring", total=options.repeat) as advance:
+        length, past = (1, options.length) if decoding else (options.length, 0)
         feeds = [
-            example_feeds(r.inputs, batch=options.batch, length=options.length) for r in runners
+            example_feeds(r.inputs, batch=options.batch, length=length, past=past) for r in runners
         ]
         times = measure(runners, feeds, options.repeat, advance)
     medians = [statistics.median(taken) for taken in times]
@@ -112,7 +121,9 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
             chosen, runtimes, runners, feeds, times, medians, strict=True
         )
     )
-    return BenchReport(options.batch, options.length, options.threads, options.repeat, rows)
+    return BenchReport(
+        options.phase, options.batch, options.length, options.threads, options.repeat, rows
+    )
 
 
 def measure(

@@ -16,6 +16,7 @@ import click
 from prunec import __version__
 from prunec.cli_compress import factorize, quantize, sparsify
 from prunec.command import FILE, JSON, MODEL, TRUST, Grouped, listed, option
+from prunec.command_bench import bench
 from prunec.command_road import run as run_road
 from prunec.command_sensitivity import sensitivity
 from prunec.run_command import CALIBRATION, FORMAT, HOW, OUT, WHAT, WRITE, WRITING, typed
@@ -149,6 +150,13 @@ LEARN = "What to learn"
     metavar="NAME",
     heading=WHAT,
     help="What latency= and speedup= are measured in: onnxruntime (default), openvino, torch.",
+)
+@option(
+    "--phase",
+    metavar="NAME",
+    heading=WHAT,
+    help="What is measured: prefill, which reads all tokens at once (default), or decode, the next "
+    "token of each sequence after --length of them.",
 )
 @option("--threads", type=int, metavar="N", heading=WHAT, help="Threads of it. [all cores]")
 @option(
@@ -363,48 +371,11 @@ def recover(as_json: bool, **given: Any) -> None:
         show_recover(report, console)
 
 
-@cli.command(
-    cls=Grouped,
-    short_help="Measure and compare the latency of models.",
-    epilog="""
-    prunec bench smollm2.onnx small/onnx/model.onnx
-    prunec bench ./smollm2 ./small --runtime torch --batch 4 --length 256 --threads 2
-    """,
-)
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@option(
-    "--runtime",
-    type=click.Choice(("onnxruntime", "openvino", "torch")),
-    help="Default: onnxruntime where there is an ONNX file, else torch.",
-)
-@option("--batch", type=int, default=1, metavar="N", help="Sequences at once. [1]")
-@option("--length", type=int, default=128, metavar="N", help="Tokens in each. [128]")
-@option("--threads", type=int, metavar="N", help="Threads to compute with. [all cores]")
-@option("--repeat", type=int, default=10, metavar="N", help="Measurements of each model. [10]")
-@TRUST
-@JSON
-def bench(as_json: bool, **given: Any) -> None:
-    """Measure the latency of every MODEL, in turns, and compare with the first one.
-
-    Turns (A B A B ...) share out what else the machine is doing. The median is reported.
-    """
-    console = _console(as_json)
-    with console.working():
-        from prunec.bench import BenchOptions
-        from prunec.bench import bench as run
-        from prunec.show_measured import show_bench
-
-        report = run(BenchOptions(**given), console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_bench(report, console)
-
-
 cli.add_command(sparsify)
 cli.add_command(factorize)
 cli.add_command(quantize)
 cli.add_command(sensitivity)
+cli.add_command(bench)
 cli.add_command(run_road)
 
 

@@ -33,9 +33,17 @@ class InputSpec:
     def takes_tokens(self) -> bool:
         return self.name.endswith(TOKENS)
 
+    @property
+    def holds_past(self) -> bool:
+        """Whether it is a cache of keys or values."""
+        return self.name.startswith("past")
 
-def example_feeds(specs: Sequence[InputSpec], *, batch: int, length: int, seed: int = 0) -> Feeds:
-    """Inputs at a batch size and sequence length, the same for every model given one seed.
+
+def example_feeds(
+    specs: Sequence[InputSpec], *, batch: int, length: int, past: int = 0, seed: int = 0
+) -> Feeds:
+    """Inputs at a batch size and sequence length, after so many tokens whose keys and values are
+    inputs too, the same for every model given one seed.
 
     Where a model reads tokens at fixed sizes only, these are taken instead.
     """
@@ -47,7 +55,7 @@ def example_feeds(specs: Sequence[InputSpec], *, batch: int, length: int, seed: 
                 for fixed, asked in zip(spec.shape, (batch, length), strict=True)
             )
     tokens = rng.integers(0, SAFE_TOKENS, (batch, length))
-    return _filled(specs, tokens, rng)
+    return _filled(specs, tokens, rng, past)
 
 
 def token_feeds(specs: Sequence[InputSpec], tokens: Array) -> Feeds:
@@ -62,28 +70,33 @@ def token_feeds(specs: Sequence[InputSpec], tokens: Array) -> Feeds:
     return _filled(specs, tokens, np.random.default_rng(0))
 
 
-def _filled(specs: Sequence[InputSpec], tokens: Array, rng: np.random.Generator) -> Feeds:
-    return {spec.name: _value(spec, tokens, rng) for spec in specs}
+def _filled(
+    specs: Sequence[InputSpec], tokens: Array, rng: np.random.Generator, past: int = 0
+) -> Feeds:
+    return {spec.name: _value(spec, tokens, rng, past) for spec in specs}
 
 
-def _value(spec: InputSpec, tokens: Array, rng: np.random.Generator) -> Array:
+def _value(spec: InputSpec, tokens: Array, rng: np.random.Generator, past: int) -> Array:
     if spec.takes_tokens and len(spec.shape) == 2:
         return tokens.astype(spec.dtype)
-    shape = tuple(_size(spec, i, tokens.shape) for i in range(len(spec.shape)))
+    shape = tuple(_size(spec, i, tokens.shape, past) for i in range(len(spec.shape)))
     if "mask" in spec.name:
         return np.ones(shape, spec.dtype)
     if "position" in spec.name:
-        return np.broadcast_to(np.arange(shape[-1], dtype=spec.dtype), shape).copy()
+        places = np.arange(past, past + shape[-1], dtype=spec.dtype)
+        return np.broadcast_to(places, shape).copy()
     if np.issubdtype(np.dtype(spec.dtype), np.floating):
         return rng.standard_normal(shape).astype(spec.dtype)
-    return np.zeros(shape, spec.dtype)
+    return np.full(shape, spec.dtype == "bool" and past > 0, spec.dtype)  # whether to use a cache
 
 
-def _size(spec: InputSpec, dim: int, tokens: tuple[int, ...]) -> int:
-    """Static sizes as they are; dynamic ones are the batch, the length, or an empty past."""
+def _size(spec: InputSpec, dim: int, tokens: tuple[int, ...], past: int) -> int:
+    """Static sizes as they are; dynamic ones are the batch, the past, the length, or both."""
     size = spec.shape[dim]
     if isinstance(size, int):
         return size
     if dim == 0:
         return tokens[0]
-    return 0 if spec.name.startswith("past") else tokens[1]
+    if spec.holds_past:
+        return past
+    return tokens[1] + past if "mask" in spec.name else tokens[1]

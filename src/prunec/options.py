@@ -16,7 +16,7 @@ from prunec.ranks import world_size
 from prunec.round_options import round_problems
 from prunec.run_options import AUTO, FORMATS, GIVEN, RunOptions, known, positive
 from prunec.target import Target
-from prunec.workload import DTYPES, STORED, Workload
+from prunec.workload import DTYPES, PHASES, PREFILL, STORED, Workload
 
 if TYPE_CHECKING:
     from prunec.passes.methods import Method
@@ -54,11 +54,11 @@ class PruneOptions(RunOptions):
     `allocate` and `restore` go before it. `auto` leaves a choice to `settle`. Empty `groups` means
     every role within blocks that the layout and formats can hold. `batch`, `length` and `dtype`
     are what FLOPs and memory are counted for (see `Workload`). Targets in time are measured in
-    `runtime` on `threads` threads (None: all that it takes) at the same batch and length; with
-    them `round_to` None is what the runtime likes, else 1. The target is reached in `steps`, each
-    planned on what the one before has left. `recover_every` and `recover` are those of
-    `round_options`. `keep_tokens` names a file with the token ids that stay, in a run of its own.
-    With `allow_interface_change` an ONNX file may read and give a smaller cache of
+    `runtime` on `threads` threads (None: all that it takes) at the same batch and length, in one
+    of `PHASES`; with them `round_to` None is what the runtime likes, else 1. The target is
+    reached in `steps`, each planned on what the one before has left. `recover_every` and `recover`
+    are those of `round_options`. `keep_tokens` names a file with the token ids that stay, in a
+    run of its own. With `allow_interface_change` an ONNX file may read and give a smaller cache of
     keys and values.
     """
 
@@ -77,6 +77,7 @@ class PruneOptions(RunOptions):
     length: int = Workload.length
     dtype: str = AUTO
     runtime: str = RUNTIMES[0]
+    phase: str = PREFILL
     threads: int | None = None
     restore: str = AUTO
     allocate: str = AUTO
@@ -181,6 +182,7 @@ class PruneOptions(RunOptions):
         yield from known("--experts", self.experts, EXPERTS)
         yield from known("--dtype", self.dtype, (AUTO, *DTYPES))
         yield from known("--runtime", self.runtime, RUNTIMES)
+        yield from known("--phase", self.phase, PHASES)
         yield from positive("--threads", self.threads)
         yield from positive("--batch", self.batch)
         yield from positive("--length", self.length)
@@ -315,18 +317,20 @@ def _time_problems(options: PruneOptions) -> Iterable[Diagnostic]:
         return
     if options.runtime in RUNTIMES and find_spec(options.runtime) is None:
         yield not_installed(options.runtime)
-    obstacles = {
-        "of an ONNX file": options.model.endswith(".onnx"),
-        "in several processes, which disturb one another": world_size() > 1,
-    }
-    for where, stands in obstacles.items():
-        if stands:
-            yield Diagnostic(
-                "P816",
-                f"the time {where} is not planned for",
-                "--target",
-                help="ask for flops=70%, and measure what came out with `prunec bench`",
-            )
+    if options.runtime == "torch" and options.model.endswith(".onnx"):
+        yield Diagnostic(
+            "P864",
+            "torch does not run an ONNX file",
+            "--runtime",
+            help="use --runtime onnxruntime or openvino",
+        )
+    if world_size() > 1:
+        yield Diagnostic(
+            "P816",
+            "the time in several processes, which disturb one another, is not planned for",
+            "--target",
+            help="ask for flops=70%, and measure what came out with `prunec bench`",
+        )
 
 
 def not_installed(runtime: str) -> Diagnostic:

@@ -327,7 +327,7 @@ class _Run(Run[PruneOptions]):
         )
         if self.loaded.clock is not None:
             with self.timed("race"):
-                self.loaded.clock.race(pruned.rewritten, pruned.weights)
+                self.loaded.clock.race(self.loaded, pruned.selections, pruned.replaced)
         return pruned
 
     def _followers(self) -> tuple[Group, ...]:

@@ -15,7 +15,7 @@ from prunec.passes.allocators import Budget, Uniform, least_counts
 from prunec.passes.coupling import Group
 from prunec.target import Target
 
-__all__ = ["Choice", "choose_groups", "limits", "make_budget", "parameter_axes"]
+__all__ = ["Choice", "choose_groups", "limits", "make_budget", "parameter_axes", "takes_part"]
 
 ALIGNED = 8
 """16 bytes of numbers in half precision."""
@@ -46,7 +46,7 @@ def choose_groups(loaded: Loaded, options: PruneOptions) -> Choice:
     Raises PrunecError (exit 2) when a role that was asked for does not exist or cannot be held.
     """
     wanted = options.groups or DEFAULT_ROLES
-    groups = [g for g in loaded.coupling.groups if g.size > 1 and _plays(g, wanted)]
+    groups = takes_part(loaded, options)
     if options.groups:
         _check_asked(loaded, options.groups, groups)
     if not groups:
@@ -56,6 +56,12 @@ def choose_groups(loaded: Loaded, options: PruneOptions) -> Choice:
     held = options.layout == "uniform"
     choice = _held(loaded, options, groups) if held else Choice(tuple(groups), {})
     return replace(choice, allowed={**choice.allowed, **_aligned(loaded, choice)})
+
+
+def takes_part(loaded: Loaded, options: PruneOptions) -> list[Group]:
+    """The groups of the roles asked for, or of those that are pruned when none are."""
+    wanted = options.groups or DEFAULT_ROLES
+    return [g for g in loaded.coupling.groups if g.size > 1 and _plays(g, wanted)]
 
 
 def _aligned(loaded: Loaded, choice: Choice) -> dict[str, Sequence[int]]:

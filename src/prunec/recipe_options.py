@@ -46,6 +46,7 @@ VERBS: Mapping[str, Mapping[str, type]] = {
         "length": int,
         "dtype": str,
         "runtime": str,
+        "phase": str,
         "threads": int,
         "restore": str,
         "allocate": str,

@@ -16,11 +16,15 @@ from prunec.own_code import is_own_code
 
 __all__ = [
     "Runner",
+    "distinct",
     "fixed_length",
+    "hf_module",
     "open_hf",
     "open_onnx",
     "open_openvino",
     "open_torchscript",
+    "takes_cache",
+    "told",
 ]
 
 DTYPES = {
@@ -77,23 +81,31 @@ def open_onnx(path: Path, threads: int | None = None) -> Runner:
         return dict(zip(names, session.run(names, feeds), strict=True))
 
     params, size = _onnx_sizes(path)
-    return Runner("onnx", str(path), specs, _told(run, str(path)), params, size)
+    return Runner("onnx", str(path), specs, told(run, str(path)), params, size)
+
+
+def takes_cache(path: Path) -> bool:
+    """Whether keys and values of earlier tokens are among the inputs of an ONNX file."""
+    return any(InputSpec(value.name, "", ()).holds_past for value in _inputs(path))
 
 
 def fixed_length(path: Path) -> int | None:
-    """How many tokens the inputs of an ONNX file hold, when it says so many and no others; None
-    for a file that cannot be read, which is told when it is opened."""
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception:  # of protobuf, whose types differ by its implementation
-        return None
-    for value in model.graph.input:
+    """How many tokens the inputs of an ONNX file hold, when it says so many and no others."""
+    for value in _inputs(path):
         dims = value.type.tensor_type.shape.dim
         if value.name.endswith(TOKENS) and len(dims) == 2 and dims[1].HasField("dim_value"):
             return int(dims[1].dim_value)
     return None
+
+
+def _inputs(path: Path) -> list[Any]:
+    """Those of an ONNX file; none of one that cannot be read, which is told when it is opened."""
+    import onnx
+
+    try:
+        return list(onnx.load(path, load_external_data=False).graph.input)
+    except Exception:  # of protobuf, whose types differ by its implementation
+        return []
 
 
 def open_openvino(path: Path, threads: int | None = None) -> Runner:
@@ -128,7 +140,7 @@ def open_openvino(path: Path, threads: int | None = None) -> Runner:
         return dict(zip(names, compiled(feeds).values(), strict=True))
 
     params, size = _onnx_sizes(path)
-    return Runner("openvino", str(path), specs, _told(run, str(path)), params, size)
+    return Runner("openvino", str(path), specs, told(run, str(path)), params, size)
 
 
 def open_hf(
@@ -142,18 +154,11 @@ def open_hf(
     `as_traced` experts run as they were traced; the kernels of the stock class round otherwise."""
     import torch
 
-    from prunec.frontends.hf import load_model
-    from prunec.frontends.source import resolve
     from prunec.frontends.torch_adapters import batched_experts
     from prunec.frontends.torch_hf import example_inputs
 
-    source = resolve(model, trust_remote_code=trust_remote_code)
-    if is_own_code(source.folder):
-        source = replace(source, trust_remote_code=True)
-    module: Any = load_model(source)
+    module, size = hf_module(model, threads, trust_remote_code)
     _no_cache(module.config)
-    if threads is not None:
-        torch.set_num_threads(threads)
     examples, dynamic = example_inputs(module)
     specs = tuple(_spec(name, x, dynamic.get(name) or {}) for name, x in examples.items())
 
@@ -163,11 +168,24 @@ def open_hf(
             outputs = module(**{name: torch.from_numpy(x) for name, x in feeds.items()})
         return {k: x.float().numpy() for k, x in outputs.items() if isinstance(x, torch.Tensor)}
 
-    files = source.folder.glob("*.safetensors")
-    size = (
-        sum(f.stat().st_size for f in files) if source.kind == "hf" else source.path.stat().st_size
-    )
-    return Runner("hf", model, specs, _told(run, model), _distinct(module.parameters()), size)
+    return Runner("hf", model, specs, told(run, model), distinct(module.parameters()), size)
+
+
+def hf_module(model: str, threads: int | None, trust_remote_code: bool) -> tuple[Any, int]:
+    """A model of transformers, and the bytes of its files."""
+    import torch
+
+    from prunec.frontends.hf import load_model
+    from prunec.frontends.source import resolve
+
+    source = resolve(model, trust_remote_code=trust_remote_code)
+    if is_own_code(source.folder):
+        source = replace(source, trust_remote_code=True)
+    module: Any = load_model(source)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    files = source.folder.glob("*.safetensors") if source.kind == "hf" else [source.path]
+    return module, sum(file.stat().st_size for file in files)
 
 
 def open_torchscript(path: Path, threads: int | None = None) -> Runner:
@@ -191,11 +209,11 @@ def open_torchscript(path: Path, threads: int | None = None) -> Runner:
             outputs = module(*(torch.from_numpy(feeds[spec.name]) for spec in specs))
         return {k: x.float().numpy() for k, x in _named(outputs) if isinstance(x, torch.Tensor)}
 
-    params, size = _distinct(module.parameters()), path.stat().st_size
-    return Runner("torchscript", str(path), specs, _told(run, str(path)), params, size)
+    params, size = distinct(module.parameters()), path.stat().st_size
+    return Runner("torchscript", str(path), specs, told(run, str(path)), params, size)
 
 
-def _told(run: Run, where: str) -> Run:
+def told(run: Run, where: str) -> Run:
     """As `run`, with a diagnostic when the model cannot take the inputs."""
 
     def telling(feeds: Feeds) -> dict[str, Array]:
@@ -250,7 +268,7 @@ def _no_cache(config: Any) -> None:
             holder.use_cache = False
 
 
-def _distinct(parameters: Iterable[Any]) -> int:
+def distinct(parameters: Iterable[Any]) -> int:
     """Number of parameters, tied ones counted once."""
     found = {(p.data_ptr(), p.numel()): p.numel() for p in parameters}
     return sum(found.values())

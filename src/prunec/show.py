@@ -23,6 +23,7 @@ from prunec.reports import (
     WrittenFormat,
 )
 from prunec.target import TIMED
+from prunec.workload import one_run
 
 __all__ = [
     "NUMBERED",
@@ -132,10 +133,12 @@ def in_unit(target: TargetRow, value: float) -> str:
 
 def timed(note: Mapping[str, Any]) -> str:
     """What was measured, in a line."""
+    run = one_run(note["phase"], note["batch"], note["length"])
     return (
-        f"measured in turns in {note['runtime']} {note['version']}: {1e3 * note['dense']:.4g} ms"
-        f" dense, {1e3 * note['pruned']:.4g} ms pruned ({note['speedup']:.3g}x); the times of its"
-        f" blocks add up to {1e3 * note['predicted']:.4g} ms"
+        f"measured in turns in {note['runtime']} {note['version']}, {run}:"
+        f" {1e3 * note['dense']:.4g} ms dense, {1e3 * note['pruned']:.4g} ms pruned"
+        f" ({note['speedup']:.3g}x); the times of its blocks add up to"
+        f" {1e3 * note['predicted']:.4g} ms"
     )
 
 

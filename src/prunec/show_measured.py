@@ -7,6 +7,7 @@ from prunec.console import Console
 from prunec.evaluate import EvalReport
 from prunec.sensitivity import SensitivityReport, SensitivityRow
 from prunec.show import amount
+from prunec.workload import one_run
 
 __all__ = ["show_bench", "show_eval", "show_sensitivity"]
 
@@ -54,9 +55,8 @@ def show_bench(report: BenchReport, console: Console) -> None:
         for row in report.rows
     ]
     threads = "all cores" if report.threads is None else f"{report.threads} threads"
-    title = (
-        f"batch {report.batch}, length {report.length}, {threads}, {report.repeat} runs in turns"
-    )
+    run = one_run(report.phase, report.batch, report.length)
+    title = f"{run}, {threads}, {report.repeat} runs in turns"
     console.table(title, columns, rows)
 
 

@@ -141,7 +141,7 @@ def _together(options: PruneOptions, loaded: Loaded, done: Sequence[Pruned]) -> 
         seconds=_seconds(done),
     )
     if loaded.clock is not None:
-        loaded.clock.race(found.rewritten, found.weights)
+        loaded.clock.race(loaded, selections, changed)
     return found
 
 

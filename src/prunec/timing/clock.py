@@ -4,13 +4,16 @@ The program is cut into blocks, which are its regions, and what is left without 
 do the same are one kind. Each kind is timed beside its dense self at a grid of widths, when a
 width is first asked for; between the grid's nodes times are interpolated. The sum over all blocks
 is scaled so that it gives what the dense program was measured to take.
+
+What is timed may be another program of the model (see `timing.step`): it has the same groups and
+regions, by their names.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,12 +23,14 @@ from prunec.ir.axes import Selection
 from prunec.passes.cost import Cost
 from prunec.passes.coupling import Coupling
 from prunec.passes.cutouts import cut_out, fingerprint, groups_of, leaves
-from prunec.passes.dce import dce
+from prunec.passes.overlaid import Overlaid
 from prunec.passes.profile import Weights
 from prunec.passes.rewrite import Rewritten, rewrite
 from prunec.progress import Progress
+from prunec.timing.program import Programs, TracedPrograms
 from prunec.timing.stopwatch import Opened, Stopwatch
 from prunec.timing.table import TimeTable, table_for
+from prunec.workload import PREFILL
 
 if TYPE_CHECKING:
     from prunec.loading import Loaded
@@ -57,12 +62,14 @@ class Race:
 
 @dataclass(frozen=True)
 class Kind:
-    """A block, as one of those that are alike. `nodes` are the grid by group."""
+    """A block, as one of those that are alike, or what is left of the `whole` model without any.
+    `nodes` are the grid by group."""
 
     coupling: Coupling
     key: str
     groups: tuple[str, ...]
     nodes: tuple[tuple[int, ...], ...]
+    whole: Loaded | None = None
 
     @cached_property
     def dense(self) -> tuple[int, ...]:
@@ -88,10 +95,12 @@ class _Block:
 
 @dataclass
 class Clock:
-    """Times programs made of one whole model. `gain` is what corrects the time that a plan is
-    predicted to save, `races` are the comparisons so far, the last one being of the result."""
+    """Times programs made of one `whole` model, or of a model with the same groups and regions.
+    `gain` is what corrects the time that a plan is predicted to save, `races` are the comparisons
+    so far, the last one being of the result."""
 
     whole: Loaded
+    programs: Programs
     stopwatch: Stopwatch
     table: TimeTable
     progress: Progress
@@ -99,13 +108,24 @@ class Clock:
     races: list[Race] = field(default_factory=list)
     _ratios: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
     _opened: dict[str, Opened] = field(default_factory=dict)
+    _shorter: dict[tuple[str, ...], Loaded] = field(default_factory=dict)
+
+    def timed(self, loaded: Loaded) -> Loaded:
+        """What is timed of a model, some of whose regions may be gone."""
+        if loaded.whole.coupling is self.whole.coupling:
+            return loaded
+        names = tuple(region.name for region in loaded.removed)
+        if names not in self._shorter:
+            gone = [self.whole.regions[name] for name in names]
+            self._shorter[names] = self.whole.without(gone) if gone else self.whole
+        return self._shorter[names]
 
     def seconds(self, loaded: Loaded, counts: Mapping[str, int]) -> float:
         """The time of a program once regions and indices are gone, corrected by what was learnt."""
         return self.dense - self.gain * (self.dense - self._composed(loaded, counts))
 
     def _composed(self, loaded: Loaded, counts: Mapping[str, int]) -> float:
-        producers = loaded.graph.producers
+        producers = self.timed(loaded).graph.producers
         total = sum(
             self.shares[block.kind.key] * self._ratio(block.kind, self._counts(block, counts))
             for block in self.blocks
@@ -124,20 +144,21 @@ class Clock:
         """Every region that has no parts, and the program without them."""
         loaded = self.whole
         kinds: dict[str, Kind] = {}
-        found = []
         regions = leaves(loaded.regions.values())
-        for region in regions:
-            cut = cut_out(loaded.coupling, region)
-            found.append((cut.coupling, cut.groups, cut.layer))
-        rest = loaded.without(regions).coupling
-        blocks = []
-        for coupling, groups, layer in [*found, (rest, groups_of(rest, rest.graph), None)]:
+
+        def block(
+            coupling: Coupling, groups: tuple[str, ...], layer: str | None, rest: Loaded | None
+        ) -> _Block:
             key = fingerprint(coupling.graph)
             if key not in kinds:
                 nodes = tuple(_nodes(loaded.coupling.by_name[name].size) for name in groups)
-                kinds[key] = Kind(coupling, key, groups, nodes)
-            blocks.append(_Block(kinds[key], groups, layer))
-        return tuple(blocks)
+                kinds[key] = Kind(coupling, key, groups, nodes, rest)
+            return _Block(kinds[key], groups, layer)
+
+        cuts = [cut_out(loaded.coupling, region) for region in regions]
+        rest = loaded.without(regions)
+        left = block(rest.coupling, groups_of(rest.coupling, rest.graph), None, rest)
+        return (*(block(cut.coupling, cut.groups, cut.layer, None) for cut in cuts), left)
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -160,7 +181,9 @@ class Clock:
     @cached_property
     def _whole(self) -> Opened:
         """The dense program."""
-        return self.stopwatch.open(self.whole.graph, self.whole.weights)
+        whole = self.whole
+        dense = Rewritten(whole.graph, {})
+        return self.stopwatch.open(self.programs.of(whole, dense, whole.weights))
 
     @cached_property
     def _first(self) -> float:
@@ -227,37 +250,44 @@ class Clock:
         key = self._key(kind.key, fingerprint(smaller.graph))
         known = self.table.get(key)
         if known is None:
-            variant = self.stopwatch.open(smaller.graph, self._sliced(smaller))
+            variant = self._open(kind, smaller)
             known = self.stopwatch.race([variant, self._dense(kind)])
             self.table.put(key, known)
         return known[0] / known[1]
 
     def _dense(self, kind: Kind) -> Opened:
         if kind.key not in self._opened:
-            graph = kind.coupling.graph
-            self._opened[kind.key] = self.stopwatch.open(graph, self.whole.weights)
+            self._opened[kind.key] = self._open(kind, Rewritten(kind.coupling.graph, {}))
         return self._opened[kind.key]
 
+    def _open(self, kind: Kind, smaller: Rewritten) -> Opened:
+        weights = self.whole.weights
+        if kind.whole is not None:
+            return self.stopwatch.open(self.programs.of(kind.whole, smaller, weights))
+        return self.stopwatch.open(self.programs.part(kind.coupling.graph, smaller, weights))
+
     def _key(self, *parts: str) -> str:
-        return " ".join((*parts, f"{self.stopwatch.batch}x{self.stopwatch.length}"))
-
-    def _sliced(self, smaller: Rewritten) -> Weights:
-        from prunec.loading import SlicedWeights
-
-        return SlicedWeights(self.whole.weights, smaller.kept)
+        watch = self.stopwatch
+        decoding = (watch.phase,) if watch.phase != PREFILL else ()
+        return " ".join((*parts, f"{watch.batch}x{watch.length}", *decoding))
 
     # -- the result ---------------------------------------------------------------------
 
     def try_out(self, loaded: Loaded, counts: Mapping[str, int]) -> Race:
         """Measure a program of these sizes beside the dense one: which indices stay makes no
         difference to the time."""
-        smaller = shortened(loaded.coupling, counts)
-        return self.race(replace(smaller, graph=dce(smaller.graph)), self._sliced(smaller))
+        timed = self.timed(loaded)
+        return self._race(timed, shortened(timed.coupling, counts), timed.weights)
 
-    def race(self, smaller: Rewritten, weights: Weights) -> Race:
-        """Measure a smaller program beside the dense one."""
+    def race(self, loaded: Loaded, selections: Mapping[str, Selection], replaced: Weights) -> Race:
+        """Measure what was made of a model, with its changed weights, beside the dense one."""
+        timed = self.timed(loaded)
+        left = {name: s for name, s in selections.items() if name in timed.coupling.by_name}
+        return self._race(timed, rewrite(timed.coupling, left), Overlaid(timed.weights, replaced))
+
+    def _race(self, timed: Loaded, smaller: Rewritten, weights: Weights) -> Race:
         with self.progress.step("Timing the smaller model"):
-            program = self.stopwatch.open(smaller.graph, weights)
+            program = self.stopwatch.open(self.programs.of(timed, smaller, weights))
             found = Race(*self.stopwatch.race([self._whole, program]))
         self.races.append(found)
         return found
@@ -270,6 +300,9 @@ class Clock:
             "runtime": self.stopwatch.runtime,
             "version": self.stopwatch.version,
             "threads": self.stopwatch.threads,
+            "phase": self.stopwatch.phase,
+            "batch": self.stopwatch.batch,
+            "length": self.stopwatch.length,
             "dense": last.dense,
             "pruned": last.left,
             "speedup": last.dense / last.left,
@@ -286,9 +319,30 @@ class Clock:
 
 
 def start_clock(loaded: Loaded, options: PruneOptions, progress: Progress) -> Clock:
-    """A clock for a whole model, in the runtime that `options` (settled) name."""
-    stopwatch = Stopwatch(options.runtime, options.threads, options.batch, options.length)
-    return Clock(loaded, stopwatch, table_for(stopwatch), progress)
+    """A clock for a whole model, in the runtime that `options` (settled) name.
+
+    Raises PrunecError (exit 2) when a decoding step is asked for and the model has none.
+    """
+    stopwatch = Stopwatch(
+        options.runtime, options.threads, options.batch, options.length, options.phase
+    )
+    whole, programs = loaded, _programs(loaded, stopwatch, progress)
+    if options.phase != PREFILL and loaded.file is None:
+        from prunec.timing.step import decoding_step
+
+        whole = decoding_step(loaded, options, progress)
+    return Clock(whole, programs, stopwatch, table_for(stopwatch), progress)
+
+
+def _programs(loaded: Loaded, stopwatch: Stopwatch, progress: Progress) -> Programs:
+    if loaded.file is None:
+        return TracedPrograms()
+    from prunec.timing.file import FilePrograms
+
+    programs = FilePrograms(loaded, stopwatch)
+    for warning in programs.check():
+        progress.warn(warning)
+    return programs
 
 
 def shortened(coupling: Coupling, counts: Mapping[str, int]) -> Rewritten:

@@ -18,9 +18,10 @@ from prunec.backends.onnx_build import NUMPY_DTYPES
 from prunec.feeds import Feeds, InputSpec, example_feeds
 from prunec.ir.graph import Graph, Value
 from prunec.ir.sizes import dim_size
-from prunec.passes.profile import Weights
 from prunec.runners import open_onnx, open_openvino
 from prunec.tensor_view import TensorView
+from prunec.timing.program import Program
+from prunec.workload import PREFILL
 
 __all__ = ["Opened", "Stopwatch"]
 
@@ -42,30 +43,30 @@ class Opened:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """A runtime (`onnxruntime`, `openvino` or `torch`) and what it is given: `batch` sequences of
-    `length` tokens, on `threads` threads (None: as many as it likes)."""
+    """A runtime (`onnxruntime`, `openvino` or `torch`) and what it is given, on `threads` threads
+    (None: as many as it likes): `batch` sequences of `length` tokens, or in the phase `decode` the
+    next token of each after so many."""
 
     runtime: str
     threads: int | None
     batch: int
     length: int
+    phase: str = PREFILL
 
     @property
     def version(self) -> str:
         """Of the runtime."""
         return metadata.version(self.runtime)
 
-    def open(self, graph: Graph, weights: Weights) -> Opened:
-        """A program with its weights by name, inputs made up by their names and types."""
-        feeds = self._feeds(graph)
-        view = TensorView(weights, graph)
+    def open(self, program: Program) -> Opened:
+        """A program that is ready to run on its inputs, or on some made up by names and types."""
+        graph = program.graph
+        feeds = dict(program.feeds) or self._feeds(graph)
         if self.runtime == "torch":
-            return _in_torch(graph, view, feeds)
-        from prunec.backends.onnx import emit
-
+            return _in_torch(graph, TensorView(program.weights, graph), feeds)
         folder = tempfile.TemporaryDirectory(prefix="prunec-")
         path = Path(folder.name) / "model.onnx"
-        emit(graph, view, path)
+        program.write(path)
         opener = open_onnx if self.runtime == "onnxruntime" else open_openvino
         runner = opener(path, self.threads)
         return Opened(lambda: runner.run(feeds), folder)
