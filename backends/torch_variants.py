@@ -19,7 +19,17 @@ from prunec.backends.interpreter import Env, Flow, Program
 from prunec.ir.graph import Graph
 from prunec.passes.regions import Region
 
-__all__ = ["Change", "Copied", "Masked", "Score", "Silenced", "Variant", "bypass", "run_variants"]
+__all__ = [
+    "Change",
+    "Copied",
+    "Masked",
+    "Runner",
+    "Score",
+    "Silenced",
+    "Variant",
+    "bypass",
+    "run_variants",
+]
 
 
 class Change(Protocol):
@@ -98,7 +108,6 @@ def bypass(graph: Graph, region: Region) -> Variant:
     return Variant(region.name, start, (Copied(region.exit, region.entry),))
 
 
-@torch.no_grad()
 def run_variants(
     graph: Graph,
     weights: Mapping[str, npt.NDArray[Any]],
@@ -112,19 +121,38 @@ def run_variants(
 
     All weights are held at once, in the dtype of the program.
     """
-    program = Program(graph, weights)
-    flow, tail = Flow(program), Tail(program).opened()
-    ordered = sorted(variants, key=lambda v: v.start)
-    for number, window in enumerate(windows):
-        open_ = [variant for variant in ordered if not score.knows(variant.name, number)]
-        for _ in range(len(ordered) - len(open_)):
-            step()
-        if not open_:
-            continue
-        env = program.start(window)
-        flow.run(env, 0, tail.start)
-        score(None, number, Result(tail, env))
-        _continued(flow, tail, program.start(window), open_, number, score, step)
+    Runner(graph, weights).run(dict(enumerate(windows)), variants, score, step)
+
+
+class Runner:
+    """A program with all its weights, for windows that come one after the other."""
+
+    @torch.no_grad()
+    def __init__(self, graph: Graph, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.program = Program(graph, weights)
+        self.flow, self.tail = Flow(self.program), Tail(self.program).opened()
+
+    @torch.no_grad()
+    def run(
+        self,
+        windows: Mapping[int, Mapping[str, Any]],
+        variants: Sequence[Variant],
+        score: Score,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run the program and every variant on windows by number, as `run_variants` does."""
+        ordered = sorted(variants, key=lambda v: v.start)
+        for number, window in windows.items():
+            open_ = [variant for variant in ordered if not score.knows(variant.name, number)]
+            for _ in range(len(ordered) - len(open_)):
+                step()
+            if not open_:
+                continue
+            env = self.program.start(window)
+            self.flow.run(env, 0, self.tail.start)
+            score(None, number, Result(self.tail, env))
+            start = self.program.start(window)
+            _continued(self.flow, self.tail, start, open_, number, score, step)
 
 
 def _continued(

@@ -36,7 +36,7 @@ LONG = (
     "quality", "calibration_memory", "survive", "fuzz", "recovery", "disk_7b", "onnx_stack",
     "onnx_fuzz", "torch_pruning_zoo", "onnx_nodes", "onnx_files", "onnx_exports", "onnx_rival",
     "quantised", "toolchain", "depth", "speedup", "footprint", "sensitivity", "compose",
-    "lowrank", "sparse",
+    "lowrank", "sparse", "processes",
 )  # fmt: skip
 """Run only when they are named: they take long."""
 

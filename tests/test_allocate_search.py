@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -218,9 +218,9 @@ def towards(goal: Mapping[str, int]) -> tuple[list[dict[str, int]], Evidence]:
     """A landscape whose best plan is known, and the plans that were asked for."""
     asked: list[dict[str, int]] = []
 
-    def divergence(counts: Mapping[str, int]) -> float:
-        asked.append(dict(counts))
-        return sum(abs(counts[name] - wanted) for name, wanted in goal.items())
+    def divergence(plans: Sequence[Mapping[str, int]]) -> list[float]:
+        asked.extend(dict(counts) for counts in plans)
+        return [sum(abs(plan[name] - wanted) for name, wanted in goal.items()) for plan in plans]
 
     return asked, Evidence(divergence=divergence)
 
@@ -237,7 +237,7 @@ def test_evolution_finds_a_better_plan_within_the_budget() -> None:
     found = search.allocate(GROUPS, BUDGET, evidence)
     assert all(BUDGET.met(plan) for plan in asked)
     assert evidence.divergence is not None
-    first, last = evidence.divergence(asked[0]), evidence.divergence(found)
+    first, last = evidence.divergence([asked[0], found])
     assert last < first / 3
     assert asked[0] == DynamicProgram().allocate(GROUPS, BUDGET, Evidence())
 
@@ -262,7 +262,9 @@ def test_a_plan_that_nothing_betters_stays() -> None:
     """Every other plan is infinitely far, or not a number."""
     start = DynamicProgram().allocate(GROUPS, BUDGET, Evidence())
     for far in (np.inf, np.nan):
-        landscape = Evidence(divergence=lambda counts, far=far: 1.0 if counts == start else far)
+        landscape = Evidence(
+            divergence=lambda plans, far=far: [1.0 if p == start else far for p in plans]
+        )
         assert Evolutionary().allocate(GROUPS, BUDGET, landscape) == start
 
 
@@ -274,7 +276,7 @@ def test_evolution_leaves_nothing_over(
     least, most = budget.cost(least_counts(groups, budget)), budget.cost(whole(groups))
     budget = within(budget, least + share * (most - least))
     rng = np.random.default_rng(seed)
-    landscape = Evidence(divergence=lambda counts: float(rng.random()))
+    landscape = Evidence(divergence=lambda plans: rng.random(len(plans)).tolist())
     counts = Evolutionary(generations=3, seed=seed).allocate(groups, budget, landscape)
     assert budget.met(counts)
     for g in groups:

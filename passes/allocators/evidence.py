@@ -12,8 +12,8 @@ from prunec.passes.score import Scores
 
 __all__ = ["NEEDS", "Allocator", "Divergence", "Evidence"]
 
-Divergence = Callable[[Mapping[str, int]], float]
-"""How far the program with these counts is from the dense one, at least 0."""
+Divergence = Callable[[Sequence[Mapping[str, int]]], list[float]]
+"""How far the programs with these counts are from the dense one, each at least 0."""
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,11 @@ class Evolutionary:
         parent = self.start.allocate(groups, budget, evidence)
         switch = _Switch.of(groups, parent, budget, self.quantum)
         rng = np.random.default_rng(self.seed)
-        seen, fitness = [parent], divergence(parent)
+        seen, (fitness,) = [parent], divergence([parent])
         for _ in range(self.generations):
             children = self._children(switch, parent, seen, rng)
             seen += children
-            for child in children:
-                found = divergence(child)
+            for child, found in zip(children, divergence(children), strict=True):
                 if found < fitness:
                     parent, fitness = child, found
         return top_up(groups, parent, budget)

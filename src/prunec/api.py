@@ -98,18 +98,20 @@ class Model:
         looks at weights alone. `options` are those of `prunec prune`: `method`, `groups`, `plan`,
         `allocate`, `restore`, `round_to`, `steps`, `depth`, `experts`, `batch`, `length`, `dtype`,
         `runtime`, `phase`, `threads`, `layout`, `formats`, `seed`, `calibration_samples`,
-        `calibration_length`, `activation_budget`, `allow_interface_change`.
+        `calibration_length`, `activation_budget`, `allow_interface_change`, `engine`, `workers`.
 
         Raises PrunecError for wrong options and for targets that cannot be met.
         """
         from prunec.pipeline import run_passes
+        from prunec.workers import workers
 
         batches = None if isinstance(calibration, str | Path | None) else calibration
         named = GIVEN if batches is not None else str(calibration or "auto")
         settled = self._settled(target, named, options)
         given = None if batches is None else self._calibrated(batches, settled)
         loaded = None if settled.allow_interface_change else self._loaded
-        pruned = run_passes(settled, self._progress, loaded=loaded, given=given)
+        with workers(settled.engine, settled.workers) as found:
+            pruned = run_passes(settled, self._progress, None, loaded, given, found)
         return PrunedModel(pruned, self._progress, self._live)
 
     @cached_property

@@ -15,7 +15,7 @@ import click
 
 from prunec import __version__
 from prunec.cli_compress import factorize, quantize, sparsify
-from prunec.command import FILE, JSON, MODEL, TRUST, Grouped, listed, option
+from prunec.command import ENGINE, FILE, JSON, MODEL, TRUST, WORKERS, Grouped, listed, option
 from prunec.command_bench import bench
 from prunec.command_road import run as run_road
 from prunec.command_sensitivity import sensitivity
@@ -216,6 +216,8 @@ LEARN = "What to learn"
     help="uniform (default): stock classes load it; per-layer: widths may differ by layer.",
 )
 @option("--verify", is_flag=True, help="Check pruning against masking, and all formats.")
+@ENGINE
+@WORKERS
 @WRITING
 @click.pass_context
 def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:

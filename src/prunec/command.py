@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "ENGINE",
     "FILE",
     "JSON",
     "MODEL",
     "TRUST",
+    "WORKERS",
     "Decorator",
     "Function",
     "Grouped",
@@ -73,3 +75,11 @@ TRUST = option(
     "--trust-remote-code", is_flag=True, help="Run the Python code that the model brings."
 )
 FILE = click.Path(path_type=Path)
+ENGINE = option(
+    "--engine",
+    default="",
+    metavar="ray[=ADDRESS]",
+    help="Share the work out over Ray: the cluster at ADDRESS, or in RAY_ADDRESS, or else the "
+    "cores of this machine. [this process]",
+)
+WORKERS = option("--workers", type=int, metavar="N", help="Of the engine. [one a core]")

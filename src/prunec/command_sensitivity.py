@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from prunec.command import FILE, JSON, MODEL, TRUST, Grouped, listed, option
+from prunec.command import ENGINE, FILE, JSON, MODEL, TRUST, WORKERS, Grouped, listed, option
 
 __all__ = ["sensitivity"]
 
@@ -34,6 +34,8 @@ __all__ = ["sensitivity"]
 @option("--calibration-length", type=int, default=512, metavar="N", help="Tokens in each. [512]")
 @option("--fast", is_flag=True, help="Estimate from one backward pass a window.")
 @option("--plot", type=click.Choice(("svg", "png")), default="svg", help="The picture. [svg]")
+@ENGINE
+@WORKERS
 @option("--seed", type=int, default=0, metavar="N", help="For text that the model writes. [0]")
 @option("--overwrite", is_flag=True, help="Replace OUT when all is done.")
 @TRUST
@@ -42,7 +44,8 @@ def sensitivity(as_json: bool, **given: Any) -> None:
     """Measure the increase in loss, perplexity and divergence when one thing alone is removed.
 
     Each removal runs again only what follows it. With -o a run that was interrupted goes on from
-    what it had measured.
+    what it had measured. With --engine ray the windows are measured by several processes, on this
+    machine or a cluster, with the same result.
     """
     from prunec.console import Console
 

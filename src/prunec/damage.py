@@ -21,7 +21,7 @@ from prunec.loading import Loaded
 from prunec.logits import Logits, logits_of
 from prunec.outputs import SquaredError
 
-__all__ = ["Damage", "Found", "damage_of"]
+__all__ = ["Damage", "Found", "Sums", "Windows", "damage_of"]
 
 Windows = Sequence[Mapping[str, Any]]
 """Inputs by name, each with a batch dimension of one."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prunec.passes.allocators import Divergence
 from prunec.passes.coupling import Group, Place
 from prunec.passes.depth import Ends
 from prunec.passes.profile import Slopes, Stream
@@ -58,8 +59,8 @@ class Engine(Protocol):
         groups: Sequence[Group],
         scores: Mapping[str, Scores],
         windows: Batches,
-    ) -> Callable[[Mapping[str, int]], float]:
-        """How far from the dense program one is that keeps so many indices of each group."""
+    ) -> Divergence:
+        """How far from the dense program those are that keep so many indices of each group."""
 
     def losses(
         self,

@@ -76,9 +76,9 @@ def _told(evidence: Evidence, allocator: Allocator, progress: Progress) -> Itera
     assert measure is not None
     with progress.step("Searching for widths", allocator.evaluations) as advance:
 
-        def divergence(counts: Mapping[str, int]) -> float:
-            found = measure(counts)
-            advance(1)
+        def divergence(plans: Sequence[Mapping[str, int]]) -> list[float]:
+            found = measure(plans)
+            advance(len(plans))
             return found
 
         yield replace(evidence, divergence=divergence)

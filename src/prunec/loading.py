@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prunec.backends.hf_fields import Family
     from prunec.frontends.onnx import OnnxProgram
     from prunec.timing.clock import Clock
+    from prunec.workers import Workers
 
 __all__ = ["Loaded", "Overlaid", "ProgramWeights", "SlicedWeights", "load"]
 
@@ -46,7 +47,8 @@ class Loaded:
 
     Once regions are `removed`, `coupling` and `cost` are those of the smaller program, under the
     names of the `whole` model, and `shallower` is the stock config without its layers, if any.
-    `clock` tells how long the program takes, where that matters.
+    `clock` tells how long the program takes, where that matters, `workers` judge the plans of a
+    search where there are some.
     """
 
     source: Source
@@ -65,6 +67,7 @@ class Loaded:
     before: Loaded | None = None
     shallower: Shallower | None = None
     clock: Clock | None = field(default=None, repr=False, compare=False)
+    workers: Workers | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def engine(self) -> Engine:
@@ -82,6 +85,10 @@ class Loaded:
 
             whole = replace(self.file, graph=self.whole.graph)
             return OrtEngine(whole, self.left, self.removed)
+        if self.workers is not None:
+            from prunec.fanned_engine import FannedEngine
+
+            return FannedEngine(self.workers)
         from prunec.torch_engine import TorchEngine
 
         return TorchEngine()

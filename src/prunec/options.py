@@ -16,6 +16,7 @@ from prunec.ranks import world_size
 from prunec.round_options import round_problems
 from prunec.run_options import AUTO, FORMATS, GIVEN, RunOptions, known, positive
 from prunec.target import Target
+from prunec.workers import engine_problems
 from prunec.workload import DTYPES, PHASES, PREFILL, STORED, Workload
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class PruneOptions(RunOptions):
     reached in `steps`, each planned on what the one before has left. `recover_every` and `recover`
     are those of `round_options`. `keep_tokens` names a file with the token ids that stay, in a
     run of its own. With `allow_interface_change` an ONNX file may read and give a smaller cache of
-    keys and values.
+    keys and values. An `engine` has `workers` that judge the plans of a search.
     """
 
     verb: ClassVar[str] = "prune"
@@ -85,6 +86,8 @@ class PruneOptions(RunOptions):
     recover_every: str = ""
     recover: str = ""
     allow_interface_change: bool = False
+    engine: str = ""
+    workers: int | None = None
 
     @property
     def depth_roles(self) -> tuple[str, ...]:
@@ -139,6 +142,14 @@ class PruneOptions(RunOptions):
         return replace(method, **chosen)
 
     @property
+    def _searches(self) -> bool:
+        """Whether widths are searched for; also where a mistake hides the method."""
+        try:
+            return self.parts.allocate == "evolutionary"
+        except PrunecError:
+            return True
+
+    @property
     def _dtype(self) -> str:
         """By default that of the files: Hugging Face checkpoints keep theirs."""
         if self.dtype != AUTO:
@@ -191,6 +202,7 @@ class PruneOptions(RunOptions):
         yield from self.common_problems()
         yield from self._conflicts()
         yield from round_problems(self)
+        yield from engine_problems(self.engine, self.workers)
 
     def _conflicts(self) -> Iterable[Diagnostic]:
         if world_size() > 1 and (self.resume or self.recover_every):
@@ -199,6 +211,19 @@ class PruneOptions(RunOptions):
                 "several processes keep no state to go on from",
                 "--recover-every" if self.recover_every else "--resume",
                 help="leave it out, or run one process",
+            )
+        if self.engine and (world_size() > 1 or self.model.endswith(".onnx")):
+            what = "an ONNX file" if world_size() == 1 else "one of several processes"
+            fact = f"{what} is not judged by workers"
+            yield Diagnostic("P816", fact, "--engine", help="leave it out")
+        searched = self.depth == "evopress" and self.depth_roles
+        if self.engine and not searched and not self._searches:
+            yield Diagnostic(
+                "P815",
+                "workers judge the plans of a search, and there is none",
+                "--engine",
+                help="leave it out, or search: --allocate evolutionary --layout per-layer, or"
+                " --groups layer --depth evopress",
             )
         if self.steps > 1 and (self.recover_every or self.model.endswith(".onnx")):
             yield Diagnostic(

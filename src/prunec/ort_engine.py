@@ -23,6 +23,7 @@ from prunec.masking import MaskedWeights, gives_logits
 from prunec.ort_depth import distances, observe_ends
 from prunec.ort_distance import Distance
 from prunec.output import Formats
+from prunec.passes.allocators import Divergence
 from prunec.passes.compress import select
 from prunec.passes.coupling import Group, Place
 from prunec.passes.depth import Ends
@@ -116,7 +117,7 @@ class OrtEngine:
         groups: Sequence[Group],
         scores: Mapping[str, Scores],
         windows: Batches,
-    ) -> Callable[[Mapping[str, int]], float]:
+    ) -> Divergence:
         dense = [_Forward(self.smaller, loaded.weights, window).outputs for window in windows]
 
         def measure(counts: Mapping[str, int]) -> float:
@@ -133,7 +134,7 @@ class OrtEngine:
             found = distance.mean()
             return found if math.isfinite(found) else math.inf
 
-        return measure
+        return lambda plans: [measure(counts) for counts in plans]
 
     def output_error(self, pruned: Outcome, inputs: Mapping[str, Array]) -> float:
         """The norm of the difference of all outputs over the norm of the dense ones. What was

@@ -42,6 +42,7 @@ from prunec.reports import InspectReport, PruneReport, SourceRow
 from prunec.run import Outcome, Run, keep_recipe, load_for, run_staged, write_papers
 from prunec.state import State
 from prunec.summary import inspect_report, prune_report
+from prunec.workers import Workers, workers
 
 if TYPE_CHECKING:
     from prunec.depth import Watched
@@ -82,14 +83,15 @@ def prune(options: PruneOptions, progress: Progress | None = None) -> PruneRepor
         from prunec.rounds import prune_in_rounds  # made of this very function
 
         return prune_in_rounds(options, progress)
-    if options.dry_run or options.out is None or not is_first():
-        pruned = run_passes(options, progress)
-        return prune_report(pruned, (), (), measured(pruned, progress))
+    with workers(options.engine, options.workers) as found:
+        if options.dry_run or options.out is None or not is_first():
+            pruned = run_passes(options, progress, workers=found)
+            return prune_report(pruned, (), (), measured(pruned, progress))
 
-    def work(stage: Path, state: State | None) -> PruneReport:
-        return write(run_passes(options, progress, state), stage, progress)
+        def work(stage: Path, state: State | None) -> PruneReport:
+            return write(run_passes(options, progress, state, workers=found), stage, progress)
 
-    return run_staged(options, work)
+        return run_staged(options, work)
 
 
 def run_passes(
@@ -98,6 +100,7 @@ def run_passes(
     state: State | None = None,
     loaded: Loaded | None = None,
     given: Calibrated | None = None,
+    workers: Workers | None = None,
 ) -> Pruned:
     """Everything up to the rewritten program; nothing is written.
 
@@ -105,6 +108,8 @@ def run_passes(
     """
     if loaded is None:
         loaded = load_for(options, progress, caches=options.allow_interface_change)
+    if workers is not None:
+        loaded = replace(loaded, workers=workers)
     if options.keep_tokens is not None:
         from prunec.vocabulary import prune_vocabulary  # whose result is one of these
 

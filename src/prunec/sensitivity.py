@@ -19,7 +19,7 @@ import numpy as np
 from prunec.backends.torch_first_order import Gate, first_order
 from prunec.backends.torch_variants import Change, Masked, Variant, bypass, run_variants
 from prunec.calibrating import Calibrated, calibrate
-from prunec.damage import Damage, Found, damage_of
+from prunec.damage import Damage, Found, Sums, damage_of
 from prunec.depth import features, single_windows
 from prunec.evidence import gather
 from prunec.hashes import hash_source
@@ -36,6 +36,8 @@ from prunec.passes.regions import DEPTH_ROLES, Region
 from prunec.progress import Progress
 from prunec.reports import plain
 from prunec.state import State, kept_state
+from prunec.sweep import Sweep, pieces
+from prunec.workers import Workers, check_engine, workers
 
 __all__ = ["RATIOS", "SensitivityOptions", "SensitivityReport", "SensitivityRow", "sensitivity"]
 
@@ -55,7 +57,8 @@ SAVE_EVERY = 20.0
 @dataclass(frozen=True)
 class SensitivityOptions:
     """What `prunec sensitivity` is asked to measure, and on what; see `PruneOptions` for the
-    calibration. `out` is the folder for the report and the pictures (`plot`: svg or png)."""
+    calibration. `out` is the folder for the report and the pictures (`plot`: svg or png). An
+    `engine` has `workers` that measure beside one another."""
 
     model: str
     out: Path | None = None
@@ -68,6 +71,8 @@ class SensitivityOptions:
     seed: int = 0
     overwrite: bool = False
     trust_remote_code: bool = False
+    engine: str = ""
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,13 +132,21 @@ def sensitivity(options: SensitivityOptions, progress: Progress) -> SensitivityR
 
     Raises PrunecError for an unknown role, or when the model has none of them.
     """
+    check_engine(options.engine, options.workers)
+    with workers(options.engine, options.workers) as found:
+        return _measure(options, progress, found)
+
+
+def _measure(
+    options: SensitivityOptions, progress: Progress, workers: Workers | None
+) -> SensitivityReport:
     if options.out is None:
-        return _Run(options, progress).report()
+        return _Run(options, progress, workers).report()
     from prunec.plot import picture  # what is not installed is told before any work
 
     with staged(options.out, overwrite=options.overwrite, sources=_sources(options)) as stage:
         with kept_state(options.out, _key(options), resume=True) as state:
-            report = _Run(options, progress, state).report()
+            report = _Run(options, progress, workers, state).report()
         text = json.dumps(report.to_json(), indent=1)
         (stage / REPORT).write_text(text, encoding="utf-8")
         picture(report, stage / f"sensitivity.{options.plot}")
@@ -148,7 +161,7 @@ def _sources(options: SensitivityOptions) -> list[Path]:
 
 def _key(options: SensitivityOptions) -> str:
     """What a state is of; files count by size and time."""
-    told = replace(options, out=None, overwrite=False, plot="")
+    told = replace(options, out=None, overwrite=False, plot="", engine="", workers=None)
     path = Path(options.model).expanduser()
     files = [(str(f), f.stat().st_mtime_ns) for f in _as_prune(options).calibration_files]
     model = hash_source(path) if path.exists() else options.model
@@ -171,6 +184,7 @@ def _as_prune(options: SensitivityOptions) -> PruneOptions:
 class _Run:
     options: SensitivityOptions
     progress: Progress
+    workers: Workers | None = None
     state: State | None = None
 
     def report(self) -> SensitivityReport:
@@ -226,16 +240,42 @@ class _Run:
     ) -> tuple[list[SensitivityRow], Found]:
         kept = _Kept(score, [r.variant.name for r in found], self.state)
         with self.progress.step("Removing one by one", len(found) * len(windows)) as advance:
-            variants = [removal.variant for removal in found]
+            variants = tuple(removal.variant for removal in found)
 
             def step() -> None:
                 advance(1)
                 kept.save()
 
-            run_variants(loaded.graph, loaded.weights, windows, variants, score, step)
+            if self.workers is None:
+                run_variants(loaded.graph, loaded.weights, windows, variants, score, step)
+            else:
+                self._fanned_out(self.workers, loaded, windows, variants, score, step)
         kept.save(at_once=True)
         dense = score.found(None)
         return [_filled(r.row, score.found(r.variant.name), dense) for r in found], dense
+
+    def _fanned_out(
+        self,
+        workers: Workers,
+        loaded: Loaded,
+        windows: Sequence[Mapping[str, Any]],
+        variants: tuple[Variant, ...],
+        score: Damage,
+        step: Callable[[], None],
+    ) -> None:
+        """The same sums, each from a worker; those that were kept are not measured again."""
+        left = pieces(variants, score, workers.count)
+        known = len(variants) * len(windows) - sum(len(chosen) for _, chosen in left)
+
+        def done(sums: Sums) -> None:
+            score.sums |= sums
+            for _ in range(sum(name is not None for name, _ in sums)):
+                step()
+
+        for _ in range(known):
+            step()
+        sweep = Sweep(loaded.graph, dict(loaded.weights), windows, variants, score.text)
+        workers.pool(sweep)(left, done)
 
     def _removals(
         self,

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from prunec.engine import Batches, Engine
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import fail
+from prunec.passes.allocators import Divergence
 from prunec.passes.coupling import Consumer, Group, Place
 from prunec.passes.depth import Ends
 from prunec.passes.profile import Array, Moments, Sample, Seen, Slopes, Stream, Targets, Weights
@@ -82,7 +83,7 @@ class SharedEngine:
         groups: Sequence[Group],
         scores: Mapping[str, Scores],
         windows: Batches,
-    ) -> Callable[[Mapping[str, int]], float]:
+    ) -> Divergence:
         return self.engine.divergence(loaded, groups, scores, windows)
 
     def without(

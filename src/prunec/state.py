@@ -63,6 +63,7 @@ class State:
 
 def state_key(options: RunOptions, digest: str) -> str:
     """What the state of a run is of: the model, and all options that decide the result."""
+    elsewhere: dict[str, Any] = {n: None for n in ("engine", "workers") if hasattr(options, n)}
     told = replace(
         options,
         out=None,
@@ -72,6 +73,7 @@ def state_key(options: RunOptions, digest: str) -> str:
         json=False,
         resume=True,
         activation_budget=0,
+        **elsewhere,
     )
     return key_of(told, told.calibration_files, digest)
 

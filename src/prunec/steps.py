@@ -63,6 +63,7 @@ def prune_in_steps(
         step = replace(options, targets=targets, steps=1)
         own = None if state is None else State(state.folder / f"step-{number}")
         current = _smaller(done[-1]) if done else replace(loaded, clock=None)
+        current = replace(current, workers=loaded.workers)
         done.append(run_passes(step, progress, own, current, given))
         given = given or done[0].calibrated
     return _together(options, loaded, done)

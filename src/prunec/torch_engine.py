@@ -24,6 +24,7 @@ from prunec.divergence import MaskedDivergence
 from prunec.engine import Batches
 from prunec.evidence import PROBED, spread
 from prunec.loading import Loaded
+from prunec.passes.allocators import Divergence
 from prunec.passes.coupling import Group, Place
 from prunec.passes.dce import dce
 from prunec.passes.depth import Ends
@@ -75,8 +76,9 @@ class TorchEngine:
         groups: Sequence[Group],
         scores: Mapping[str, Scores],
         windows: Batches,
-    ) -> Callable[[Mapping[str, int]], float]:
-        return MaskedDivergence(loaded.coupling, groups, scores, loaded.weights, windows)
+    ) -> Divergence:
+        measure = MaskedDivergence(loaded.coupling, groups, scores, loaded.weights, windows)
+        return lambda plans: [measure(counts) for counts in plans]
 
     def losses(
         self,

@@ -60,6 +60,7 @@ EXTRAS = {
     "onnxscript": "torch",
     "openvino": "all",
     "peft": "recover",
+    "ray": "ray",
     "safetensors": "torch",
     "sentencepiece": "torch",
     "torch": "torch",
