@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,9 @@ QUANTISED = frozenset(
     " QuantizeLinear".split()
 )
 """Operations that only a quantised model has."""
+
+TURNED = ".transposed"
+"""Ends the name of a weight that was transposed in the graph."""
 
 LARGE = 2_000_000_000
 """Bytes from which weights lie beside the file."""
@@ -87,7 +90,7 @@ def _fold(model: ir.Model, node: ir.Node) -> None:
     array = value.const_value.numpy()
     order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
     turned = np.ascontiguousarray(np.transpose(array, order))
-    name = f"{value.name}.transposed"
+    name = f"{value.name}{TURNED}"
     if name in model.graph.initializers:
         made = model.graph.initializers[name]
     else:
@@ -139,16 +142,17 @@ def static_int8(source: Path, target: Path, batches: Sequence[Mapping[str, Any]]
 def int4(source: Path, target: Path, block: int) -> None:
     """Weights of matrix products and tables in 4 bits, with a scale for each `block` of inputs of
     an output; activations stay as they are."""
-    model = _in_blocks(source, 4, block, ("MatMul", "Gather"))
+    products = _one_table(_in_blocks(onnx.load(source), 4, block, "MatMul"))
+    model = _in_blocks(ir.to_proto(products), 4, block, "Gather")
     ir.save(model, target, external_data=f"{target.name}.data" if _is_large(source) else None)
 
 
 def int8_weights(source: Path, target: Path, block: int) -> None:
     """Weights of matrix products in 8 bits, with a scale for each `block` of inputs of an output,
-    and tables as int8 with one scale; activations stay as they are."""
+    and other tables as int8 with one scale; activations stay as they are."""
     large = _is_large(source)
     between = target.with_name(f"between-{target.name}")
-    products = _in_blocks(source, 8, block, ("MatMul",))
+    products = _one_table(_in_blocks(onnx.load(source), 8, block, "MatMul"))
     ir.save(products, between, external_data=f"{between.name}.data" if large else None)
     with _quiet():
         quantize_dynamic(
@@ -162,24 +166,60 @@ def int8_weights(source: Path, target: Path, block: int) -> None:
         path.unlink()
 
 
-def _in_blocks(source: Path, bits: int, block: int, operations: tuple[str, ...]) -> ir.Model:
+def _in_blocks(source: onnx.ModelProto, bits: int, block: int, operation: str) -> ir.Model:
+    """Weights of one kind of operation in blocks along the inputs of a product, or the entries of
+    a row of a table."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    axes = {"MatMul": 0, "Gather": 1}
     with _quiet():
         made = MatMulNBitsQuantizer(
-            onnx.load(source),
+            source,
             bits=bits,
             block_size=block,
             is_symmetric=True,
             accuracy_level=4,
-            op_types_to_quantize=operations,
-            quant_axes=tuple((name, axes[name]) for name in operations),
+            op_types_to_quantize=(operation,),
+            quant_axes=((operation, 0 if operation == "MatMul" else 1),),
         )
         made.process()
     model: ir.Model = ir.from_proto(made.model.model)
     RemoveUnusedNodesPass()(model)
     return model
+
+
+def _one_table(model: ir.Model) -> ir.Model:
+    """Where an embedding is the head's weight too, let both read the head's blocks, which lie in
+    memory as rows of the table do."""
+    for head in [node for node in model.graph if node.op_type == "MatMulNBits"]:
+        name = str(cast(ir.Value, head.inputs[1]).name).partition(TURNED)[0]
+        table = model.graph.initializers.get(name)
+        wide, block = (head.attributes[key].as_int() for key in ("K", "block_size"))
+        if table is None or wide % block:  # the last block of a row would be filled up
+            continue
+        for use in [use for use in table.uses() if use.node.op_type == "Gather" and not use.idx]:
+            if use.node.attributes.get_int("axis", 0) == 0:
+                _read_blocks(model.graph, use.node, head)
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _read_blocks(graph: ir.Graph, gather: ir.Node, head: ir.Node) -> None:
+    """Replace the lookup in a table by one in the quantised weight of a product."""
+    wide, tall, bits = (head.attributes[key].as_int() for key in ("K", "N", "bits"))
+    shape = ir.tensor([tall, wide * bits // 8], dtype=ir.DataType.INT64)
+    size = ir.Node("", "Constant", [], [ir.AttrTensor("value", shape)])
+    rows = ir.Node("", "Reshape", [head.inputs[1], size.outputs[0]])
+    given = {"bits": bits, "block_size": head.attributes["block_size"].as_int()}
+    given |= {"gather_axis": 0, "quantize_axis": 1}
+    lookup = ir.Node(
+        "com.microsoft", "GatherBlockQuantized",
+        [rows.outputs[0], gather.inputs[1], head.inputs[2]],
+        [ir.AttrInt64(name, value) for name, value in given.items()], name=gather.name,
+    )  # fmt: skip
+    made = [size, rows, lookup]
+    ir.convenience.replace_nodes_and_values(
+        graph, gather, [gather], made, gather.outputs, lookup.outputs
+    )
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -48,11 +48,11 @@ from common import (
 from common import run as measured
 from compose_page import write_page
 
-STRUCTURED = ("prune", "--target", "params=75%", "--round-to", "32")
+STRUCTURED = ("prune", "--target", "params=75%", "--round-to", "64")
 SPARSE_24 = ("sparsify", "--sparsity", "2:4", "--method", "sparsegpt")
 SPARSE_50 = ("sparsify", "--sparsity", "50%", "--method", "wanda")
 LOW_RANK = ("factorize", "--target", "params=75%", "--round-to", "16")
-INT8 = ("quantize", "--quantize", "int8", "--activations", "float")
+INT8 = ("quantize", "--quantize", "int8", "--activations", "float", "--block", "64")
 INT4 = ("quantize", "--quantize", "int4")
 
 STACKS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -19,15 +19,17 @@ from onnx import numpy_helper
 from prunec.cli import main
 
 HIDDEN, LENGTH, SAMPLES = 64, 32, 6
+SIZES = {
+    "hidden_size": HIDDEN, "intermediate_size": 96, "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny decoder, its ONNX file, and a text."""
     root = tmp_path_factory.mktemp("quantize")
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_attention_heads": 8,
-             "num_key_value_heads": 2}  # fmt: skip
-    zoo.build("llama", **sizes).save_pretrained(root / "llama")
+    zoo.build("llama", **SIZES).save_pretrained(root / "llama")
     worded.tokenizer().save_pretrained(root / "llama")
     (root / "text.txt").write_text(worded.text(8 * SAMPLES * LENGTH))
     code, told = called(
@@ -93,6 +95,30 @@ def test_blocks_are_as_asked_for(folder: Path, tmp_path: Path) -> None:
         assert given["block_size"] == 16
         assert stored[node.input[2]].size == given["N"] * given["K"] // 16
     assert len(products) >= 14
+
+
+@pytest.mark.parametrize("case", ["int8 weights", "int4"])
+def test_a_head_tied_to_the_embedding_is_stored_once(case: str, tmp_path: Path) -> None:
+    """The lookup reads the blocks of the head, and finds the rows that the head has."""
+    zoo.build("llama", **SIZES, tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    options, _, allowed = CASES[case]
+    quantized(tmp_path / "tied", tmp_path / "out", *options, "--calibration", "none")
+    path = tmp_path / "out" / "onnx" / "model.onnx"
+    graph = onnx.load(path).graph
+    (head,) = [n for n in graph.node if n.op_type == "MatMulNBits" and "logits" in n.output]
+    (lookup,) = [n for n in graph.node if n.op_type == "GatherBlockQuantized"]
+    (rows,) = [n for n in graph.node if lookup.input[0] in n.output]
+    assert rows.input[0] == head.input[1]
+    assert lookup.input[2] == head.input[2]
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"parameters": {"model.norm.weight": {"0": list(range(HIDDEN))}}}))
+    code, told = called(
+        "prune", str(tmp_path / "tied"), "-o", str(tmp_path / "whole"), "--plan", str(plan),
+        "--calibration", "none", "--restore", "none", "--format", "onnx",
+    )  # fmt: skip
+    assert code == 0, told
+    wanted, found = logits(tmp_path / "whole" / "onnx" / "model.onnx"), logits(path)
+    assert 0 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < allowed
 
 
 def test_blocks_that_do_not_divide_are_told(folder: Path, tmp_path: Path) -> None:
