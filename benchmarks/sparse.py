@@ -71,7 +71,6 @@ def _row(asked: Any, out: Path, sparsity: str, method: str, windows: torch.Tenso
         "sparsity": sparsity,
         **_evaluated(out / "hf", windows),
         "cpu_seconds": round(made.cpu_seconds, 1),
-        "peak_rss": made.peak_rss,
     }
 
 
