@@ -29,6 +29,8 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino==2026.4.1",),
     "gguf": ("scikit-build-core==1.1.2",),
     "lm_eval": ("lm-eval[hf]==0.4.13",),
+    "executorch": ("executorch==1.5.1",),
+    "coreml": ("coremltools==9.0",),
     "olive": ("olive-ai==0.13.0",),
     "optimum": ("optimum==2.3.0",),
 }

@@ -20,9 +20,27 @@ from prunec.passes.coupling import Consumer, Coupling, Group
 from prunec.passes.profile import Array, Moments, Seen, Stream, Weights
 from prunec.passes.readers import bias_of
 from prunec.passes.restore import Restorer
-from prunec.passes.score import Choosing, Criterion, Curved, Ranked, Scores, Watching
+from prunec.passes.score import (
+    Choosing,
+    Criterion,
+    Curved,
+    Lost,
+    Ranked,
+    Scores,
+    Watching,
+    lost_score,
+)
 
-__all__ = ["Compressed", "Journal", "Site", "compress", "score_all", "select", "sites"]
+__all__ = [
+    "Compressed",
+    "Finished",
+    "Journal",
+    "Site",
+    "compress",
+    "score_all",
+    "select",
+    "sites",
+]
 
 Selections = dict[str, Selection]
 
@@ -38,19 +56,30 @@ class Site:
 @dataclass
 class Compressed:
     """What stays of each group, the weights that were refitted (full width, zero where pruned),
-    and the parameters that could not be refitted with the reason."""
+    the parameters that could not be refitted with the reason, and by group what is lost at every
+    count."""
 
     selections: Selections = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
     unrestored: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, Lost] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A site that is done: what `Compressed` has of it."""
+
+    selections: Mapping[str, Selection]
+    weights: Weights
+    lost: Mapping[str, Lost]
 
 
 class Journal(Protocol):
     """Where finished sites are kept, by their number, so that a run can be resumed."""
 
-    def load(self, site: int) -> tuple[dict[str, Selection], dict[str, Array]] | None: ...
+    def load(self, site: int) -> Finished | None: ...
 
-    def save(self, site: int, selections: Mapping[str, Selection], weights: Weights) -> None: ...
+    def save(self, site: int, finished: Finished) -> None: ...
 
 
 def sites(coupling: Coupling, groups: Sequence[Group]) -> list[Site]:
@@ -119,9 +148,10 @@ def compress(
     for number, site in enumerate(sites(coupling, groups)):
         known = journal.load(number) if journal is not None else None
         if known is not None:
-            result.selections |= known[0]
+            result.selections |= known.selections
+            result.lost |= known.lost
             if stream is not None:
-                stream.replace(known[1])
+                stream.replace(known.weights)
             step()
             continue
         open_ = [
@@ -137,9 +167,10 @@ def compress(
             elif counts[group.name] < group.size and group.name in scored:
                 found = select(scored[group.name], counts[group.name], group)
                 result.selections[group.name] = found
+                result.lost[group.name] = lost_score(scored[group.name])
             elif counts[group.name] < group.size:
                 count = counts[group.name]
-                result.selections[group.name] = _selected(
+                result.selections[group.name], result.lost[group.name] = _selected(
                     criterion, coupling, group, current, _moments(seen), count
                 )
         changed: dict[str, Array] = {}
@@ -147,8 +178,10 @@ def compress(
             changed = _pruned(coupling, site, seen, result, current, restorer)
             stream.replace(changed)
         if journal is not None:
-            own = {g.name for g in site.groups} & result.selections.keys()
-            journal.save(number, {n: result.selections[n] for n in own}, changed)
+            own = {g.name for g in site.groups}
+            chose = {n: x for n, x in result.selections.items() if n in own}
+            told = {n: x for n, x in result.lost.items() if n in own}
+            journal.save(number, Finished(chose, changed, told))
         step()
     return result
 
@@ -187,13 +220,14 @@ def _selected(
     weights: Weights,
     observed: Mapping[Consumer, Moments],
     count: int,
-) -> Selection:
+) -> tuple[Selection, Lost]:
+    """What stays, and what is lost at every count."""
     if isinstance(criterion, Choosing):
         own = _of(criterion, coupling, group, observed)
-        kept = criterion.choose(coupling, group, weights, own, count)
-        return Selection(kept.astype(np.int64), group.parent)
+        chosen = criterion.choose(coupling, group, weights, own, count)
+        return Selection(chosen.kept.astype(np.int64), group.parent), chosen.lost
     ranked = _ranked(criterion, coupling, group, weights, observed, curve=False)
-    return select(ranked.scores, count, group)
+    return select(ranked.scores, count, group), lost_score(ranked.scores)
 
 
 def _ranked(

@@ -21,8 +21,10 @@ from prunec.passes.profile import Moments, Slopes, Weights
 __all__ = [
     "NEEDS",
     "Choosing",
+    "Chosen",
     "Criterion",
     "Curved",
+    "Lost",
     "Observed",
     "Ranked",
     "Scores",
@@ -31,6 +33,7 @@ __all__ = [
     "fold",
     "folded",
     "group_shape",
+    "lost_score",
     "members",
 ]
 
@@ -73,14 +76,31 @@ class Curved(Protocol):
     ) -> Ranked: ...
 
 
+@dataclass(frozen=True)
+class Lost:
+    """What is lost when so many indices stay (under each index of the parent), shape (size + 1,),
+    zero at full size: `kind` is `error`, as a curve has it, or `score`, the share of all scores."""
+
+    kind: str
+    at: Scores
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What stays, ascending, shape (count,) or (parent size, count), and what other counts lose."""
+
+    kept: Indices
+    lost: Lost
+
+
 @runtime_checkable
 class Choosing(Protocol):
     """A criterion whose choice at one count is not always a part of that at a larger one."""
 
     def choose(
         self, coupling: Coupling, group: Group, weights: Weights, observed: Observed, count: int
-    ) -> Indices:
-        """What stays, ascending: shape (count,), or (parent size, count)."""
+    ) -> Chosen:
+        """What stays at this count."""
 
 
 @runtime_checkable
@@ -97,6 +117,14 @@ class Watching(Protocol):
 
     def watches(self, coupling: Coupling, group: Group) -> tuple[Consumer, ...]:
         """Layers to observe beside the consumers; they may lie ahead of them."""
+
+
+def lost_score(scores: Scores) -> Lost:
+    """The share of all scores that the lowest ones are. Those below zero count from the lowest."""
+    above = np.sort(scores - min(0.0, float(scores.min())), axis=-1)
+    gone = np.cumsum(above.reshape(-1, scores.shape[-1]).sum(axis=0))
+    at = np.concatenate([[0.0], gone])[::-1]
+    return Lost("score", at / at[0] if at[0] > 0 else at.copy())
 
 
 def group_shape(coupling: Coupling, group: Group) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ def check(
         assert np.isfinite(scores).all(), (group.name, name)
         if isinstance(made, Choosing):
             count = max(1, group.size // 2)
-            kept = made.choose(coupling, group, weights, observed, count)
+            kept = made.choose(coupling, group, weights, observed, count).kept
             assert kept.shape == (*shape[:-1], count), (group.name, name)
             assert (np.diff(kept, axis=-1) > 0).all()
             assert kept.min() >= 0

@@ -15,7 +15,7 @@ from prunec.passes.couple import couple
 from prunec.passes.coupling import Consumer, Coupling, Group
 from prunec.passes.criteria import CRITERIA, Magnitude, Random, Wanda
 from prunec.passes.profile import Moments
-from prunec.passes.score import NEEDS
+from prunec.passes.score import NEEDS, lost_score
 
 KV, SHARED, DIM = 3, 2, 4
 
@@ -186,3 +186,10 @@ def test_selection_keeps_the_highest_in_order() -> None:
     ragged = select(np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]]), 2, inner)
     assert ragged.keep.tolist() == [[1, 2], [0, 2]]
     assert ragged.parent == "g"
+
+
+def test_what_is_lost_by_scores_falls_with_what_stays() -> None:
+    assert lost_score(np.array([3.0, 1.0])).at.tolist() == [1.0, 0.25, 0.0]
+    assert lost_score(np.array([[3.0, 1.0], [0.0, 4.0]])).at.tolist() == [1.0, 0.125, 0.0]
+    assert lost_score(np.array([-1.0, 1.0, 0.0])).at.tolist() == [1.0, 1 / 3, 0.0, 0.0]
+    assert lost_score(np.zeros(2)).at.tolist() == [0.0, 0.0, 0.0]

@@ -15,7 +15,15 @@ from prunec.passes.obs import Quadratic, Sweep, damped, sweep
 from prunec.passes.obs_search import improve
 from prunec.passes.profile import Moments, Weights
 from prunec.passes.readers import Reader, bias_of, readers
-from prunec.passes.score import Observed, Ranked, Scores, group_shape
+from prunec.passes.score import (
+    Chosen,
+    Lost,
+    Observed,
+    Ranked,
+    Scores,
+    group_shape,
+    lost_score,
+)
 
 __all__ = ["Obs"]
 
@@ -57,19 +65,22 @@ class Obs:
 
     def choose(
         self, coupling: Coupling, group: Group, weights: Weights, observed: Observed, count: int
-    ) -> Indices:
+    ) -> Chosen:
         """What stays at this count: the sweep's choice, improved by exchanges."""
         shape = group_shape(coupling, group)
         read = readers(coupling, group, weights, observed)
         if not read:
             scores = Magnitude().score(coupling, group, weights, observed)
-            return np.sort(np.argsort(-scores, axis=-1, kind="stable")[..., :count], axis=-1)
+            kept = np.sort(np.argsort(-scores, axis=-1, kind="stable")[..., :count], axis=-1)
+            return Chosen(kept, lost_score(scores))
         rows = _rows(coupling, group)
-        order = sweep(self._problems(coupling, group, read), rows, reuse=True).order
+        found = sweep(self._problems(coupling, group, read), rows, reuse=True)
+        order = found.order
         kept = order[len(order) - count * int(np.prod(shape[:-1])) :]
         if self.swaps:
             kept = improve(self._problems(coupling, group, read), kept, self.swaps, rows)
-        return np.sort(kept).reshape(*shape[:-1], count) % group.size
+        kept = np.sort(kept).reshape(*shape[:-1], count) % group.size
+        return Chosen(kept, Lost("error", _curve(found, group)))
 
     def _problems(
         self, coupling: Coupling, group: Group, read: list[Reader]

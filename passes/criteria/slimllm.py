@@ -14,7 +14,16 @@ from prunec.passes.criteria.obs import second_moments
 from prunec.passes.criteria.weight import Magnitude
 from prunec.passes.profile import Weights
 from prunec.passes.readers import Reader, feeders, readers
-from prunec.passes.score import Observed, Scores, fold, folded, group_shape, members
+from prunec.passes.score import (
+    Chosen,
+    Observed,
+    Scores,
+    fold,
+    folded,
+    group_shape,
+    lost_score,
+    members,
+)
 
 __all__ = ["SlimLLM"]
 
@@ -65,13 +74,13 @@ class SlimLLM:
 
     def choose(
         self, coupling: Coupling, group: Group, weights: Weights, observed: Observed, count: int
-    ) -> Indices:
+    ) -> Chosen:
         scores = self.score(coupling, group, weights, observed)
         found = readers(coupling, group, weights, observed)
         order = np.argsort(-scores, axis=-1, kind="stable")
         if not found or _single(found, scores.shape):
-            return np.sort(order[..., :count], axis=-1)
-        return _Heads(found, scores.shape).exchanged(order, count)
+            return Chosen(np.sort(order[..., :count], axis=-1), lost_score(scores))
+        return Chosen(_Heads(found, scores.shape).exchanged(order, count), lost_score(scores))
 
 
 def _single(found: list[Reader], shape: tuple[int, ...]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from prunec.ir.diagnostics import Diagnostic, PrunecError, fail
-from prunec.passes.compress import Journal
+from prunec.passes.compress import Finished, Journal
 from prunec.passes.profile import Array, Moments, Stream, Weights
 from prunec.passes.sparse.layers import Layer
 from prunec.passes.sparse.patterns import NofM, Pattern, Share
@@ -59,14 +59,14 @@ def sparsify(
     """
     for number, site in enumerate(sites(layers)):
         known = journal.load(number) if journal is not None else None
-        changed = known[1] if known is not None else None
+        changed = known.weights if known is not None else None
         if changed is None:
             seen = None
             if stream is not None and pruner.needs is not None:
                 seen = site.observe(stream, pruner.needs)
             changed = _pruned(site, pruner, pattern, shares, weights, seen)
             if journal is not None:
-                journal.save(number, {}, changed)
+                journal.save(number, Finished({}, changed, {}))
         replace(changed)
         step()
 

@@ -20,7 +20,8 @@ from prunec.backends.forward import Forward
 from prunec.calibrating import TOKENS, Sample
 from prunec.outputs import Outputs, SquaredError
 from prunec.progress import Progress
-from prunec.reports import SourceRow
+from prunec.reports import SampleRow, SourceRow
+from prunec.samples import first_numbers, next_tokens
 
 if TYPE_CHECKING:
     from prunec.loading import Loaded
@@ -53,6 +54,7 @@ class Measured:
     dense: float
     pruned: float
     count: int
+    samples: tuple[SampleRow, ...] = ()
 
 
 def source_rows(pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
@@ -76,22 +78,32 @@ def _losses(pruned: Outcome, windows: Windows, advance: Callable[[], None]) -> d
             sums[source].add(side, window, forward.pieces(i))
             advance()
         del forward
-    return {source: Measured(CROSS_ENTROPY, *found.means()) for source, found in sums.items()}
+    decode = _decoder(pruned.loaded)
+    return {
+        source: Measured(CROSS_ENTROPY, *found.means(), found.samples(decode))
+        for source, found in sums.items()
+    }
 
 
 def _errors(pruned: Outcome, windows: Windows, advance: Callable[[], None]) -> dict[int, Measured]:
     """Output errors: both programs side by side."""
     sums = {source: SquaredError() for source, _ in windows}
     counts = dict.fromkeys(sums, 0)
+    samples: dict[int, tuple[SampleRow, ...]] = {}
     dense, small = (_forward(pruned, side, windows) for side in (0, 1))
     for i, (source, window) in enumerate(windows):
         for wanted, found in zip(dense.pieces(i), small.pieces(i), strict=True):
             sums[source].add(wanted, found)
+            if source not in samples:
+                samples[source] = first_numbers(_arrays(wanted), _arrays(found))
         tokens = window.get(TOKENS)
         counts[source] += 1 if tokens is None else tokens.size
         advance()
         advance()
-    return {s: Measured(OUTPUT_ERROR, 0.0, math.sqrt(e.mean()), counts[s]) for s, e in sums.items()}
+    return {
+        s: Measured(OUTPUT_ERROR, 0.0, math.sqrt(e.mean()), counts[s], samples[s])
+        for s, e in sums.items()
+    }
 
 
 def _forward(pruned: Outcome, side: int, windows: Windows) -> Forward:
@@ -129,21 +141,46 @@ def _row(pruned: Outcome, sample: Sample, found: Measured) -> SourceRow:
         metric=found.metric,
         dense=found.dense,
         pruned=found.pruned,
+        samples=found.samples,
     )
 
 
+def _arrays(outputs: Outputs) -> dict[str, Array]:
+    return {
+        name: value.float().numpy() for name, value in outputs.items() if value.is_floating_point()
+    }
+
+
+def _decoder(loaded: Loaded) -> Callable[[Sequence[int]], str]:
+    """Token ids as text, or as numbers where there is no tokenizer."""
+    from prunec.frontends.text import load_tokenizer
+
+    if not loaded.source.tokenizer:
+        return lambda ids: " ".join(map(str, ids))
+    tokenizer = load_tokenizer(loaded.source)
+    return lambda ids: str(tokenizer.decode(ids))
+
+
 class _Loss:
-    """Sums of negative log-likelihoods of the next tokens, dense and pruned."""
+    """Sums of negative log-likelihoods of the next tokens, dense and pruned, and the likeliest
+    tokens of the first window."""
 
     def __init__(self) -> None:
         self.sums, self.counts = [0.0, 0.0], [0, 0]
+        self.written: list[int] = []
+        self.likeliest: tuple[list[int], list[int]] = ([], [])
 
     def add(self, side: int, window: Window, pieces: Iterator[Outputs]) -> None:
         written = window[DECODED if DECODED in window else TOKENS][0]
         counts = counted(window, written)
+        first = not self.counts[side]
+        if first:
+            self.written = written.tolist()
         at = 0
         for outputs in pieces:
             logits = outputs[LOGITS][0]
+            if first:
+                self.likeliest[side].extend(logits.argmax(-1).tolist())
             targets = torch.from_numpy(written[at + 1 : at + 1 + len(logits)])
             used = counts[at + 1 : at + 1 + len(logits)]
             losses = cross_entropy(logits[: len(targets)].float(), targets, reduction="none")
@@ -156,6 +193,9 @@ class _Loss:
             s / n if n else math.nan for s, n in zip(self.sums, self.counts, strict=True)
         )
         return dense, small, self.counts[0]
+
+    def samples(self, decode: Callable[[Sequence[int]], str]) -> tuple[SampleRow, ...]:
+        return next_tokens(self.written, *self.likeliest, decode)
 
 
 def counted(window: Window, written: Array) -> torch.Tensor:

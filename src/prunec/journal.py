@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from prunec.calibrating import Calibrated, Sample
 from prunec.ir.axes import Selection
+from prunec.passes.compress import Finished
 from prunec.passes.profile import Array, Weights
+from prunec.passes.score import Lost
 from prunec.state import State
 
 __all__ = ["StateJournal", "load_calibration", "save_calibration"]
 
-KEEP, PARENT, WEIGHT = "keep:", "parent:", "weight:"
+KEEP, PARENT, WEIGHT, LOST = "keep:", "parent:", "weight:", "lost:"
 BATCH, SAMPLE = "batch", "sample"
 
 
@@ -30,11 +31,11 @@ class StateJournal:
     state: State
     weights: Weights
 
-    def load(self, site: int) -> tuple[dict[str, Selection], dict[str, Array]] | None:
+    def load(self, site: int) -> Finished | None:
         stored = self.state.load(f"site-{site}")
         if stored is None:
             return None
-        selections, weights = {}, {}
+        selections, weights, lost = {}, {}, {}
         for key, array in stored.items():
             if key.startswith(KEEP):
                 name = key.removeprefix(KEEP)
@@ -43,14 +44,19 @@ class StateJournal:
             elif key.startswith(WEIGHT):
                 name = key.removeprefix(WEIGHT)
                 weights[name] = array.astype(self.weights[name].dtype)
-        return selections, weights
+            elif key.startswith(LOST):
+                kind, _, name = key.removeprefix(LOST).partition(":")
+                lost[name] = Lost(kind, array)
+        return Finished(selections, weights, lost)
 
-    def save(self, site: int, selections: Mapping[str, Selection], weights: Weights) -> None:
-        arrays: dict[str, Array] = {}
-        for name, selection in selections.items():
+    def save(self, site: int, finished: Finished) -> None:
+        arrays: dict[str, Array] = {
+            f"{LOST}{lost.kind}:{name}": lost.at for name, lost in finished.lost.items()
+        }
+        for name, selection in finished.selections.items():
             arrays[KEEP + name] = selection.keep
             arrays[PARENT + name] = np.frombuffer((selection.parent or "").encode(), np.uint8)
-        for name, array in weights.items():
+        for name, array in finished.weights.items():
             plain = array if array.dtype.kind in "biuf" else array.astype(np.float32)
             arrays[WEIGHT + name] = plain
         self.state.save(f"site-{site}", arrays)

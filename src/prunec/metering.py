@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from prunec.passes.cost import Polynomial, itemsize
 from prunec.target import Target
 from prunec.workload import STORED, Workload
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "per_index"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,14 @@ class Meter:
             self._width(p) for p in self.loaded.graph.parameters.values() if p.kind == "parameter"
         )
         return widths.most_common(1)[0][0] if widths else 0
+
+
+def per_index(loaded: Loaded) -> dict[str, int]:
+    """What one index of each group costs in parameters: the derivative of the polynomial."""
+    sizes = loaded.cost.sizes
+    found: dict[str, int] = {}
+    for key, factor in loaded.cost.parameters.terms.items():
+        value = factor * math.prod(sizes[name] for name in key)
+        for name in set(key):
+            found[name] = found.get(name, 0) + key.count(name) * value // sizes[name]
+    return found

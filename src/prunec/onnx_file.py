@@ -226,7 +226,7 @@ def output_errors(pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
     with progress.step("Measuring each source", len(calibrated.samples)) as advance:
         for sample in calibrated.samples:
             share = calibrated.sources[sample.source]
-            error = engine.output_error(pruned, sample.inputs)
+            error, samples = engine.output_error(pruned, sample.inputs)
             rows.append(
                 SourceRow(
                     name=share.name,
@@ -239,6 +239,7 @@ def output_errors(pruned: Outcome, progress: Progress) -> tuple[SourceRow, ...]:
                     metric="output_error",
                     dense=0.0,
                     pruned=error,
+                    samples=samples,
                 )
             )
             advance(1)

@@ -32,7 +32,8 @@ from prunec.passes.regions import Region
 from prunec.passes.routing import Routed
 from prunec.passes.score import Scores
 from prunec.progress import Progress
-from prunec.reports import Check, SourceRow
+from prunec.reports import Check, SampleRow, SourceRow
+from prunec.samples import first_numbers
 from prunec.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -136,17 +137,21 @@ class OrtEngine:
 
         return lambda plans: [measure(counts) for counts in plans]
 
-    def output_error(self, pruned: Outcome, inputs: Mapping[str, Array]) -> float:
-        """The norm of the difference of all outputs over the norm of the dense ones. What was
-        pruned is masked where it is read, which is the same (law 1) but for a statistic taken
-        over it."""
+    def output_error(
+        self, pruned: Outcome, inputs: Mapping[str, Array]
+    ) -> tuple[float, tuple[SampleRow, ...]]:
+        """The norm of the difference of all outputs over the norm of the dense ones, and the first
+        numbers of both. What was pruned is masked where it is read, which is the same (law 1) but
+        for a statistic taken over it."""
         weights = _masked(pruned)
         distance = Distance(logits=False)
+        samples: tuple[SampleRow, ...] = ()
         for window in self._windows(inputs):
             dense = _Forward(self.program, pruned.loaded.weights, window).outputs
             found = self._smaller.run(window, weights)
             distance.add({name: dense[name] for name in found}, found)
-        return math.sqrt(distance.mean())
+            samples = samples or first_numbers(dense, found)
+        return math.sqrt(distance.mean()), samples
 
     def _windows(self, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
         """One by one, or as many as the program reads at once."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunec.card import SHOWN, model_name, told_calibration
 from prunec.escape import printable
+from prunec.page_curves import fronts, role_curves
 from prunec.reports import GroupRow, PinRow, PruneReport
 from prunec.show import (
     alike,
@@ -110,6 +111,8 @@ def render_page(report: PruneReport, recipe: str = "") -> str:
         costs=[row for row in costs if row[1]],
         entropy=bool(report.sources) and report.sources[0].metric == "cross_entropy",
         charts=list(_charts(report.groups)),
+        curves=role_curves(report.curves, report.groups),
+        fronts=fronts(report.front),
         families=[_family(groups) for groups in alike(report.groups)],
         pinned=_pinned(report.pinned),
         unrestored=sorted(report.notes.get("unrestored", {}).items()),
@@ -117,6 +120,7 @@ def render_page(report: PruneReport, recipe: str = "") -> str:
         in_unit=in_unit,
         perplexity=perplexity,
         measured_on=measured_on,
+        milliseconds=lambda seconds: f"{1e3 * seconds:,.3g} ms",
     )
 
 

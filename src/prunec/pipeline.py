@@ -381,9 +381,12 @@ def write(
     pruned.seconds["write"] = round(time.perf_counter() - start, 3)
     verify = pruned.loaded.engine.verify
     checks = verify(pruned, stage, progress) if pruned.options.verify else ()
+    from prunec.latency import latency_rows  # runtimes are imported where they are timed
+
+    latency = latency_rows(pruned, progress)
     write_plan(plan_document(pruned), stage / Formats.PLAN)
     rows = measured(pruned, progress) if rows is None else rows
-    report = prune_report(pruned, written, checks, rows)
+    report = prune_report(pruned, written, checks, rows, latency)
     keep_recipe(pruned, stage)
     write_reports(report, stage)
     return report

@@ -11,12 +11,16 @@ from prunec.ir.diagnostics import Diagnostic, Exit
 
 __all__ = [
     "Check",
+    "CurveRow",
+    "FrontRow",
     "GroupRow",
     "InspectReport",
     "InterfaceRow",
+    "LatencyRow",
     "PinRow",
     "PruneReport",
     "RegionRow",
+    "SampleRow",
     "Sizes",
     "SourceRow",
     "TargetRow",
@@ -121,6 +125,57 @@ class Check:
 
 
 @dataclass(frozen=True)
+class SampleRow:
+    """What both models give for the same input. For models that write text `given` ends where the
+    next token is asked for, which is `actual` in the data, and `dense` and `pruned` are the
+    likeliest ones; for others these are the first numbers of an output, and `given` its name."""
+
+    given: str
+    actual: str
+    dense: str
+    pruned: str
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """What is lost of a group when `kept` of its indices stay, as shares of what is lost when none
+    does: of the error of what its readers compute once they are refitted (`error`), or of the
+    criterion's scores (`score`)."""
+
+    group: str
+    kind: str
+    kept: tuple[int, ...]
+    lost: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """A size that the model could have: shares of parameters and FLOPs that are left, and of the
+    curves that is lost, each group with the weight of its parameters. `seconds` are measured, or
+    None; `chosen` is the model that was written."""
+
+    params: float
+    flops: float
+    lost: float
+    seconds: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """Median seconds of the dense and of the pruned program, measured in turns; `threads` None is
+    as many as the runtime takes."""
+
+    runtime: str
+    version: str
+    threads: int | None
+    batch: int
+    length: int
+    dense: float
+    pruned: float
+
+
+@dataclass(frozen=True)
 class SourceRow:
     """What pruning does to one source of calibration data.
 
@@ -141,6 +196,7 @@ class SourceRow:
     metric: str
     dense: float
     pruned: float
+    samples: tuple[SampleRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +249,9 @@ class PruneReport:
     remote_code: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
+    curves: tuple[CurveRow, ...] = ()
+    front: tuple[FrontRow, ...] = ()
+    latency: tuple[LatencyRow, ...] = ()
 
     @property
     def exit_code(self) -> Exit:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from prunec.front import curve_rows, front_rows
 from prunec.interface import Interface
 from prunec.loading import Loaded
-from prunec.metering import Meter
+from prunec.metering import Meter, per_index
 from prunec.options import InspectOptions, PruneOptions
-from prunec.passes.cost import Polynomial
 from prunec.passes.coupling import Group
 from prunec.recipe import versions
 from prunec.reports import (
     Check,
     GroupRow,
     InspectReport,
+    LatencyRow,
     PinRow,
     PruneReport,
     RegionRow,
@@ -63,7 +63,7 @@ def inspect_report(loaded: Loaded, options: InspectOptions) -> InspectReport:
 
 
 def group_rows(loaded: Loaded, kept: Mapping[str, int], pruned: bool = False) -> Sequence[GroupRow]:
-    costs = _per_index(loaded)
+    costs = per_index(loaded)
     return [
         GroupRow(
             name=g.name,
@@ -76,18 +76,6 @@ def group_rows(loaded: Loaded, kept: Mapping[str, int], pruned: bool = False) ->
         )
         for g in loaded.coupling.groups
     ]
-
-
-def _per_index(loaded: Loaded) -> dict[str, int]:
-    """What one index of each group costs in parameters: the derivative of the polynomial."""
-    sizes_ = loaded.cost.sizes
-    found: dict[str, int] = {}
-    polynomial: Polynomial = loaded.cost.parameters
-    for key, factor in polynomial.terms.items():
-        value = factor * math.prod(sizes_[name] for name in key)
-        for name in set(key):
-            found[name] = found.get(name, 0) + key.count(name) * value // sizes_[name]
-    return found
 
 
 def region_rows(loaded: Loaded) -> Sequence[RegionRow]:
@@ -115,6 +103,7 @@ def prune_report(
     written: Sequence[WrittenFormat],
     checks: Sequence[Check],
     sources: Sequence[SourceRow] = (),
+    latency: Sequence[LatencyRow] = (),
 ) -> PruneReport:
     loaded, options = pruned.loaded, pruned.options
     meter, dense = Meter(loaded, options.workload), Meter(loaded.whole, options.workload)
@@ -147,6 +136,9 @@ def prune_report(
         seed=options.seed,
         remote_code=options.trust_remote_code,
         versions=versions(),
+        curves=curve_rows(pruned),
+        front=front_rows(pruned, dense, meter, counts),
+        latency=tuple(latency),
     )
 
 

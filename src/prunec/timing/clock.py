@@ -54,10 +54,12 @@ MOST_LAPS = 8
 
 @dataclass(frozen=True)
 class Race:
-    """Median seconds of the dense and of a smaller program, measured in turns."""
+    """Median seconds of the dense and of a smaller program, measured in turns; `counts` are those
+    of a plan that was tried out."""
 
     dense: float
     left: float
+    counts: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,9 @@ class Clock:
         """Measure a program of these sizes beside the dense one: which indices stay makes no
         difference to the time."""
         timed = self.timed(loaded)
-        return self._race(timed, shortened(timed.coupling, counts), timed.weights)
+        self._race(timed, shortened(timed.coupling, counts), timed.weights)
+        self.races[-1] = replace(self.races[-1], counts=counts)
+        return self.races[-1]
 
     def race(self, loaded: Loaded, selections: Mapping[str, Selection], replaced: Weights) -> Race:
         """Measure what was made of a model, with its changed weights, beside the dense one."""
@@ -288,9 +292,9 @@ class Clock:
     def _race(self, timed: Loaded, smaller: Rewritten, weights: Weights) -> Race:
         with self.progress.step("Timing the smaller model"):
             program = self.stopwatch.open(self.programs.of(timed, smaller, weights))
-            found = Race(*self.stopwatch.race([self._whole, program]))
-        self.races.append(found)
-        return found
+            dense, left = self.stopwatch.race([self._whole, program])
+        self.races.append(Race(dense, left))
+        return self.races[-1]
 
     def describe(self, loaded: Loaded, counts: Mapping[str, int]) -> dict[str, object]:
         """What was measured, for a report: seconds, and what the first plan and the one that was
