@@ -144,7 +144,7 @@ def report(name: str) -> PruneReport:
             FrontRow(0.7, 0.6, 0.4, 0.002),
             FrontRow(0.6, 0.5, 0.3, 0.001, True),
         ),
-        latency=(LatencyRow(name, name, None, 1, 128, 0.004, 0.002),),
+        latency=(LatencyRow(name, name, None, "prefill", 1, 128, 0.004, 0.002),),
     )
 
 

@@ -163,14 +163,15 @@ class FrontRow:
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """Median seconds of the dense and of the pruned program, measured in turns; `threads` None is
-    as many as the runtime takes."""
+    """Median seconds of the dense and of the pruned model, measured in turns; `threads` None is as
+    many as the runtime takes, `length` the tokens of each sequence, None where none are read."""
 
     runtime: str
     version: str
     threads: int | None
+    phase: str
     batch: int
-    length: int
+    length: int | None
     dense: float
     pruned: float
 
