@@ -108,6 +108,15 @@ class _Flow:
         return [list(r) for r in found]
 
     @cached_property
+    def stored(self) -> set[str]:
+        """Parameters, and what is computed from them alone, such as a transposed weight."""
+        found = {parameter.ref for parameter in self.graph.parameters.values()}
+        for op in self.graph.ops:
+            if op.operands and found.issuperset(op.operands):
+                found.update(op.results)
+        return found
+
+    @cached_property
     def through(self) -> list[int | None]:
         """By operation, the next one that everything computed from it goes through."""
         found: list[int | None] = [None] * self.sink
@@ -262,7 +271,7 @@ class _Flow:
         """The module that the layers with weights among the operations have in common; where not
         all of these tell theirs, that of whatever has no weights too."""
         ops = list(ops)
-        learned = [op for op in ops if any(name.startswith("@") for name in op.operands)]
+        learned = [op for op in ops if not self.stored.isdisjoint(op.operands)]
         layers = [op for op in learned if self.graph.producers[op.result] in self.contractions]
         modules = [op.loc.module for op in layers]
         if not all(modules):

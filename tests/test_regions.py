@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ import torch
 import zoo
 
 from prunec.backends.interpreter import execute
+from prunec.backends.onnx import emit
+from prunec.frontends.onnx import read_onnx
 from prunec.ir.dialects.aten import ATEN
+from prunec.ir.dialects.onnx import ONNX
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
 from prunec.passes.regions import Region, find_regions
@@ -73,6 +77,18 @@ def by_hand(name: str, change: Callable[[Any], None]) -> dict[str, torch.Tensor]
 
 def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
     return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_regions_of_a_written_file(name: str, tmp_path: Path) -> None:
+    """ONNX of our own, where weights are transposed before they are multiplied."""
+    traced = zoo.trace_hf(zoo.build(name, meta=True, **DEEP[name]))
+    module = network(name)
+    weights = {**module.state_dict(keep_vars=True), **dict(module.named_buffers())}
+    weights |= {key: zoo.to_torch(value) for key, value in traced.constants.items()}
+    emit(traced.graph, weights, tmp_path / "model.onnx")
+    found = find_regions(couple(read_onnx(tmp_path / "model.onnx").graph, ONNX))
+    assert [(r.name, r.role) for r in found] == [(r.name, r.role) for r in regions(name).values()]
 
 
 class Nothing(torch.nn.Module):
