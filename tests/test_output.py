@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import Exit, PrunecError
+from prunec.journal import StateJournal
 from prunec.options import PruneOptions
 from prunec.output import check_output, staged
+from prunec.passes.compress import Finished
+from prunec.passes.score import Lost
 from prunec.planfile import check_plan, read_plan, write_plan
 from prunec.state import State, kept_state, state_key
 from prunec.target import parse_targets
@@ -333,3 +337,21 @@ def test_many_mistakes_are_cut_short() -> None:
     problems = list(check_plan(plan, shapes))
     assert len(problems) == 9
     assert problems[-1].message == "and 92 more mistakes of this kind"
+
+
+def test_a_finished_site_comes_back_whole(tmp_path: Path) -> None:
+    weights = {"w": np.ones((2, 3), np.float32)}
+    lost = {"g/neuron": Lost("error", np.array([4.0, 1.0, 0.0]))}
+    done = Finished({"g/neuron": Selection(np.array([1]), "p")}, weights, lost)
+    with staged(tmp_path / "out"), kept_state(tmp_path / "out", "key", resume=True) as state:
+        assert state is not None
+        journal = StateJournal(state, weights)
+        assert journal.load(0) is None
+        journal.save(0, done)
+        found = journal.load(0)
+    assert found is not None
+    assert found.selections["g/neuron"].keep.tolist() == [1]
+    assert found.selections["g/neuron"].parent == "p"
+    assert found.weights["w"].tolist() == weights["w"].tolist()
+    assert found.lost["g/neuron"].kind == "error"
+    assert found.lost["g/neuron"].at.tolist() == [4.0, 1.0, 0.0]
