@@ -70,12 +70,18 @@ class Shallower:
 
 
 def shallower(
-    family: Family, layers: Collection[Layer], alive: Collection[str]
+    family: Family,
+    layers: Collection[Layer],
+    alive: Collection[str],
+    before: Shallower | None = None,
 ) -> Shallower | Diagnostic:
     """The stock config without these layers, or why there is none.
 
-    `alive` names the parameters of the smaller program.
+    `alive` names the parameters of the smaller program. Layers that went `before` are not among
+    those of the `family`, but all names are as if they were.
     """
+    if before is not None:
+        return _further(family, frozenset(layers), frozenset(alive), before)
     found = Shallower(family.config, frozenset(), frozenset(alive))
     with quiet():
         now = family.shapes
@@ -90,6 +96,17 @@ def shallower(
             found = replace(found, config=config, layers=found.layers | step.layers)
             now = wanted
     return found
+
+
+def _further(
+    family: Family, layers: frozenset[Layer], alive: frozenset[str], before: Shallower
+) -> Shallower | Diagnostic:
+    moved = (before.renamed(f"{path}.{number}").rpartition(".") for path, number in layers)
+    left = frozenset((path, int(number)) for path, _, number in moved)
+    found = shallower(family, left, frozenset(map(before.renamed, alive)))
+    if isinstance(found, Diagnostic):
+        return found
+    return Shallower(found.config, before.layers | layers, alive)
 
 
 def _place(name: str, path: str) -> int | None:

@@ -94,9 +94,11 @@ def _places(coupling: Coupling) -> dict[str, set[Any]]:
     return {group.name: set(group.places) for group in coupling.groups}
 
 
-@pytest.mark.parametrize("groups", ["neuron,query_head,kv_head", "layer"])
+@pytest.mark.parametrize(
+    ("groups", "steps"), [("neuron,query_head,kv_head", 1), ("layer", 1), ("neuron,kv_head", 2)]
+)
 def test_a_target_of_a_step_is_met(
-    llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: str
+    llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: str, steps: int
 ) -> None:
     made = Pretended(counted)
     opened: list[Graph] = []
@@ -111,7 +113,7 @@ def test_a_target_of_a_step_is_met(
     data = ("--calibration", "self", "--calibration-samples", "2", "--calibration-length", "16")
     code, report, errors = told(
         "prune", str(llama), "-o", str(tmp_path / "out"), "--target", "speedup=1.25x",
-        "--phase", "decode", "--length", "64", "--groups", groups,
+        "--phase", "decode", "--length", "64", "--groups", groups, "--steps", str(steps),
         *(data if groups == "layer" else ("--method", "magnitude")), "--format", "hf",
     )  # fmt: skip
     assert code == 0, errors

@@ -72,6 +72,46 @@ def test_two_steps_are_two_runs(model: Path, tmp_path: Path) -> None:
         assert np.array_equal(found[name], wanted[name]), name
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "deep"
+    zoo.build("llama", num_hidden_layers=6, intermediate_size=96).save_pretrained(folder)
+    given = zoo.inputs("llama", batch=4, length=12)
+    np.savez(folder.with_suffix(".npz"), **{k: v.numpy() for k, v in given.items()})
+    return folder
+
+
+@pytest.mark.parametrize("groups", ["layer", "layer,neuron"])
+def test_two_steps_of_depth_are_two_runs(deep: Path, tmp_path: Path, groups: str) -> None:
+    """To the last bit, and the layers that stay are numbered anew in both."""
+    data = deep.with_suffix(".npz")
+    asked = ("--groups", groups)
+    both = prune(deep, tmp_path / "both", data, "--target", "blocks=60%", "--steps", "2", *asked)
+    first = prune(deep, tmp_path / "a", data, "--target", "blocks=80%", *asked)
+    left = first["pruned"]["blocks"]
+    share = 100 * 0.6 * first["dense"]["blocks"] / left
+    second = prune(
+        tmp_path / "a" / "hf", tmp_path / "b", data, "--target", f"blocks={share!r}%", *asked
+    )
+    assert len(both["removed"]) == len(first["removed"]) + len(second["removed"]) > 1
+    assert set(first["removed"]) <= set(both["removed"])
+    found, wanted = weights(tmp_path / "both"), weights(tmp_path / "b")
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert np.array_equal(found[name], wanted[name]), name
+
+
+def test_sublayers_go_in_steps(deep: Path, tmp_path: Path) -> None:
+    report = prune(
+        deep, tmp_path / "out", deep.with_suffix(".npz"), "--target", "blocks=50%", "--steps", "3",
+        "--groups", "sublayer", "--format", "onnx", "--verify", "--restore", "ls",
+    )  # fmt: skip
+    (target,) = report["targets"]
+    assert target["met"]
+    assert report["removed"]
+    assert all(check["passed"] for check in report["checks"])
+
+
 def test_criteria_that_look_at_one_unit_alone_need_no_steps(model: Path, tmp_path: Path) -> None:
     """The neurons that are least stay least."""
     data = model.with_suffix(".npz")
@@ -99,7 +139,6 @@ def test_an_interrupted_run_goes_on(model: Path, tmp_path: Path) -> None:
     ("options", "code"),
     [
         (("--steps", "0"), "P811"),
-        (("--steps", "2", "--groups", "layer"), "P816"),
         (("--steps", "2", "--recover-every", "15%"), "P816"),
     ],
 )

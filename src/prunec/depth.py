@@ -103,7 +103,8 @@ def without(loaded: Loaded, regions: Sequence[Region], options: PruneOptions) ->
     layers = frozenset(_layers(loaded, regions))
     family = loaded.whole.family
     assert family is not None, "only models with a configuration are written as hf"
-    found = shallower(family, layers, smaller.graph.parameters)
+    before = loaded.whole.shallower
+    found = shallower(family, layers, smaller.graph.parameters, before)
     if isinstance(found, Diagnostic):
         raise PrunecError([found], Exit.USAGE)
     assert isinstance(found, Shallower)

@@ -47,8 +47,8 @@ class Loaded:
 
     Once regions are `removed`, `coupling` and `cost` are those of the smaller program, under the
     names of the `whole` model, and `shallower` is the stock config without its layers, if any.
-    `clock` tells how long the program takes, where that matters, `workers` judge the plans of a
-    search where there are some.
+    `clock` tells how long the program takes, where that matters, `step` is its decoding step where
+    that was made already, `workers` judge the plans of a search where there are some.
     """
 
     source: Source
@@ -67,6 +67,7 @@ class Loaded:
     before: Loaded | None = None
     shallower: Shallower | None = None
     clock: Clock | None = field(default=None, repr=False, compare=False)
+    step: Loaded | None = field(default=None, repr=False, compare=False)
     workers: Workers | None = field(default=None, repr=False, compare=False)
 
     @cached_property

@@ -372,7 +372,6 @@ def _depth_problems(options: PruneOptions) -> Iterable[Diagnostic]:
     """Runs in which nothing can go as a whole."""
     obstacles = {
         "in rounds": bool(options.recover_every),
-        "in steps": options.steps > 1,
         "in several processes, each of which would choose for itself": world_size() > 1,
     }
     for where, stands in obstacles.items():

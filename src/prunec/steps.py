@@ -99,12 +99,22 @@ def _left(target: Target, pruned: Pruned, options: PruneOptions) -> float:
 
 
 def _smaller(pruned: Pruned) -> Loaded:
-    """What a step has left, as a model of its own."""
+    """What a step has left, as a model of its own. Parameters and modules keep their names."""
     loaded, layout = pruned.loaded, pruned.layout
     coupling = couple(pruned.rewritten.graph, ATEN)
+    config, shallower = loaded.config, loaded.shallower
+    if isinstance(layout, UniformConfig):
+        if shallower is None:
+            config = layout.config
+        else:
+            shallower = replace(shallower, config=layout.config)
     return replace(
         loaded,
-        config=layout.config if isinstance(layout, UniformConfig) else loaded.config,
+        config=config,
+        shallower=shallower,
+        removed=(),
+        before=None,
+        step=_step(pruned),
         coupling=coupling,
         cost=Cost(coupling),
         stored=SlicedWeights(loaded.stored, pruned.rewritten.kept),
@@ -115,14 +125,24 @@ def _smaller(pruned: Pruned) -> Loaded:
     )
 
 
+def _step(pruned: Pruned) -> Loaded | None:
+    if pruned.loaded.clock is None:
+        return None
+    from prunec.timing.step import smaller_step
+
+    return smaller_step(pruned.loaded.clock, pruned)
+
+
 def _together(options: PruneOptions, loaded: Loaded, done: Sequence[Pruned]) -> Pruned:
     """All steps as one run over the dense model."""
     from prunec.pipeline import Pruned
 
     last = done[-1]
+    loaded = _shallow(loaded, options, done)
     kept: Kept = {}
     for pruned in done:
         kept = _composed(kept, pruned.rewritten.kept)
+    kept = {name: dims for name, dims in kept.items() if name in loaded.graph.parameters}
     selections = selections_of(loaded.coupling, {"parameters": kept}, options.out or Path("steps"))
     rewritten = rewrite(loaded.coupling, selections)
     changed = _widened(loaded, done, rewritten)
@@ -146,6 +166,19 @@ def _together(options: PruneOptions, loaded: Loaded, done: Sequence[Pruned]) -> 
     return found
 
 
+def _shallow(loaded: Loaded, options: PruneOptions, done: Sequence[Pruned]) -> Loaded:
+    """The dense model without the regions that any step has removed. The branches of a region have
+    the same names in all programs; of what is left of a layer a step may have said the whole."""
+    gone = {branch for p in done for region in p.loaded.removed for branch in region.branches}
+    if not gone:
+        return loaded
+    from prunec.depth import without
+
+    went = [region for region in loaded.regions.values() if gone.issuperset(region.branches)]
+    inside = {name for region in went for name in region.parts}
+    return without(loaded, [region for region in went if region.name not in inside], options)
+
+
 def _composed(first: Kept, second: Kept) -> Kept:
     """What stays of the dense parameters once a second step has chosen from what a first left."""
     found = {name: dict(dims) for name, dims in first.items()}
@@ -159,7 +192,8 @@ def _widened(loaded: Loaded, done: Sequence[Pruned], rewritten: Rewritten) -> Sc
     """The weights that any step has refitted, as the last one left them, at full width."""
     found = Scratch()
     small = done[-1].weights
-    for name in dict.fromkeys(name for pruned in done for name in pruned.replaced):
+    changed = dict.fromkeys(name for pruned in done for name in pruned.replaced)
+    for name in (name for name in changed if name in loaded.graph.parameters):
         shape = loaded.graph.parameters[name].type.shape
         kept = rewritten.kept.get(name, {})
         array = small[name]

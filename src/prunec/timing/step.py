@@ -11,17 +11,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunec.ir.diagnostics import Exit, PrunecError, fail
-from prunec.loading import Loaded, ProgramWeights
+from prunec.loading import Loaded, ProgramWeights, SlicedWeights
 from prunec.passes.cost import Cost
 from prunec.passes.couple import couple
+from prunec.passes.dce import dce
 from prunec.passes.overlaid import Overlaid
+from prunec.passes.rewrite import rewrite
 from prunec.planning import takes_part
 from prunec.progress import Progress
 
 if TYPE_CHECKING:
     from prunec.options import PruneOptions
+    from prunec.run import Outcome
+    from prunec.timing.clock import Clock
 
-__all__ = ["decoding_step", "stepping"]
+__all__ = ["decoding_step", "smaller_step", "stepping"]
 
 
 def decoding_step(loaded: Loaded, options: PruneOptions, progress: Progress) -> Loaded:
@@ -30,7 +34,7 @@ def decoding_step(loaded: Loaded, options: PruneOptions, progress: Progress) -> 
     Raises PrunecError when the model keeps no cache, or when the step cannot lose what the model
     can.
     """
-    step = stepping(loaded, options.length, progress)
+    step = loaded.step or stepping(loaded, options.length, progress)
     _same_groups(loaded, step, options)
     _same_regions(loaded, step, options)
     return step
@@ -48,6 +52,25 @@ def stepping(loaded: Loaded, length: int, progress: Progress) -> Loaded:
     for warning in traced.warnings:
         progress.warn(warning)
     return replace(loaded, coupling=coupling, cost=Cost(coupling), weights=weights, clock=None)
+
+
+def smaller_step(clock: Clock, pruned: Outcome) -> Loaded | None:
+    """The step of what is left of a model, where its clock times one."""
+    loaded = pruned.loaded
+    timed = clock.timed(loaded)
+    if timed is loaded:
+        return None
+    from prunec.frontends.torch_step import grown
+    from prunec.ir.dialects.aten import ATEN
+
+    left = {n: s for n, s in pruned.selections.items() if n in timed.coupling.by_name}
+    smaller = rewrite(timed.coupling, left)
+    graph = dce(smaller.graph)
+    coupling = couple(graph, ATEN, caches=grown(graph))
+    weights = SlicedWeights(Overlaid(timed.weights, pruned.replaced), smaller.kept)
+    return replace(
+        timed, coupling=coupling, cost=Cost(coupling), weights=weights, removed=(), before=None
+    )
 
 
 def _same_groups(loaded: Loaded, step: Loaded, options: PruneOptions) -> None:
