@@ -33,6 +33,7 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "coreml": ("coremltools==9.0",),
     "olive": ("olive-ai==0.13.0",),
     "optimum": ("optimum==2.3.0",),
+    "torchao": ("torchao==0.18.0",),
 }
 """What is installed beside `prunec[torch]`; scikit-build-core is what the source distribution that
 carries llama.cpp's converter is asked for its name with."""

@@ -38,7 +38,7 @@ from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.plans import plan_document, regions_of, selections_of
 from prunec.progress import Progress, Silent
 from prunec.ranks import is_first, world_size
-from prunec.reports import InspectReport, PruneReport, SourceRow
+from prunec.reports import InspectReport, LatencyRow, PruneReport, SourceRow
 from prunec.run import Outcome, Run, keep_recipe, load_for, run_staged, write_papers
 from prunec.state import State
 from prunec.summary import inspect_report, prune_report
@@ -381,9 +381,11 @@ def write(
     pruned.seconds["write"] = round(time.perf_counter() - start, 3)
     verify = pruned.loaded.engine.verify
     checks = verify(pruned, stage, progress) if pruned.options.verify else ()
-    from prunec.latency import latency_rows  # runtimes are imported where they are timed
+    latency: tuple[LatencyRow, ...] = ()
+    if pruned.options.verify or pruned.loaded.clock is not None:
+        from prunec.latency import latency_rows  # runtimes are imported where they are timed
 
-    latency = latency_rows(pruned, progress)
+        latency = latency_rows(pruned, progress)
     write_plan(plan_document(pruned), stage / Formats.PLAN)
     rows = measured(pruned, progress) if rows is None else rows
     report = prune_report(pruned, written, checks, rows, latency)

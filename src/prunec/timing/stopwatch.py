@@ -19,7 +19,6 @@ from prunec.feeds import Feeds, InputSpec, example_feeds
 from prunec.ir.graph import Graph, Value
 from prunec.ir.sizes import dim_size
 from prunec.runners import open_onnx, open_openvino
-from prunec.tensor_view import TensorView
 from prunec.timing.program import Program
 from prunec.workload import PREFILL
 
@@ -63,7 +62,7 @@ class Stopwatch:
         graph = program.graph
         feeds = dict(program.feeds) or self._feeds(graph)
         if self.runtime == "torch":
-            return _in_torch(graph, TensorView(program.weights, graph), feeds)
+            return _in_torch(program, feeds)
         folder = tempfile.TemporaryDirectory(prefix="prunec-")
         path = Path(folder.name) / "model.onnx"
         program.write(path)
@@ -124,14 +123,15 @@ def _timed(program: Opened) -> float:
     return time.perf_counter() - start
 
 
-def _in_torch(graph: Graph, weights: TensorView, feeds: Feeds) -> Opened:
+def _in_torch(program: Program, feeds: Feeds) -> Opened:
     """The program operation by operation, as the module that it was traced from runs."""
     import torch
 
     from prunec.backends.torch_module import to_fx
+    from prunec.tensor_view import TensorView
 
-    module: Any = to_fx(graph, weights)
-    inputs = [torch.from_numpy(feeds[value.name[1:]]) for value in graph.inputs]
+    module: Any = to_fx(program.graph, TensorView(program.weights, program.graph))
+    inputs = [torch.from_numpy(feeds[value.name[1:]]) for value in program.graph.inputs]
 
     def run() -> object:
         with torch.inference_mode():
