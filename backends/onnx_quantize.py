@@ -204,21 +204,30 @@ def _one_table(model: ir.Model) -> ir.Model:
 
 
 def _read_blocks(graph: ir.Graph, gather: ir.Node, head: ir.Node) -> None:
-    """Replace the lookup in a table by one in the quantised weight of a product."""
-    wide, tall, bits = (head.attributes[key].as_int() for key in ("K", "N", "bits"))
-    shape = ir.tensor([tall, wide * bits // 8], dtype=ir.DataType.INT64)
-    size = ir.Node("", "Constant", [], [ir.AttrTensor("value", shape)])
-    rows = ir.Node("", "Reshape", [head.inputs[1], size.outputs[0]])
-    given = {"bits": bits, "block_size": head.attributes["block_size"].as_int()}
-    given |= {"gather_axis": 0, "quantize_axis": 1}
+    """Replace the lookup in a table by one in the quantised weight of a product, which holds a row
+    as its blocks; the scales are stored once more, in the shape that the lookup asks for."""
+    packed, scales = (cast(ir.Value, value) for value in head.inputs[1:3])
+    bits, block, wide = (head.attributes[key].as_int() for key in ("bits", "block_size", "K"))
+    name = f"{scales.name}.rows"
+    if name not in graph.initializers:
+        array = cast(ir.TensorProtocol, scales.const_value).numpy()
+        own = array.reshape(head.attributes["N"].as_int(), -1, 1)
+        held = ir.Value(name=name, type=scales.type, shape=ir.Shape(own.shape))
+        held.const_value = ir.tensor(own, name=name)
+        graph.register_initializer(held)
+    given = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
     lookup = ir.Node(
         "com.microsoft", "GatherBlockQuantized",
-        [rows.outputs[0], gather.inputs[1], head.inputs[2]],
+        [packed, gather.inputs[1], graph.initializers[name]],
         [ir.AttrInt64(name, value) for name, value in given.items()], name=gather.name,
     )  # fmt: skip
-    made = [size, rows, lookup]
+    sizes = ir.Node("", "Shape", [gather.inputs[1]])
+    row = ir.Node("", "Constant", [], [ir.AttrInt64s("value_ints", [wide])])
+    shape = ir.Node("", "Concat", [sizes.outputs[0], row.outputs[0]], [ir.AttrInt64("axis", 0)])
+    rows = ir.Node("", "Reshape", [lookup.outputs[0], shape.outputs[0]])
+    made = [lookup, sizes, row, shape, rows]
     ir.convenience.replace_nodes_and_values(
-        graph, gather, [gather], made, gather.outputs, lookup.outputs
+        graph, gather, [gather], made, gather.outputs, rows.outputs
     )
 
 
