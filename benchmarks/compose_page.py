@@ -19,7 +19,9 @@ Written by `python benchmarks/compose.py --write docs` from what it measured: {w
 at most {window} tokens of WikiText-2 test, one sequence of 128 tokens for latencies, in turns with
 the dense file, no training afterwards. Bytes are those of the ONNX file; *packed* is the file after
 gzip. Peak memory is that of a process that loads the file and runs it, and of the largest process
-that made it; the time to make it is that of the processor, over all steps.
+that made it; the time to make it is that of the processor, over all steps. Two models in one
+process wait for one another's threads, so that milliseconds are more than those of one alone (the
+row of dense): compare by *times dense*.
 """
 
 
@@ -28,8 +30,8 @@ def write_page(rows: Sequence[Row], path: Path, windows: int, window: int) -> No
     parts = [HEAD.format(windows=windows, window=window)]
     for name in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == name]
-        parts.append("\n".join([f"## {name}", "", *_table(own), "", *_said(own)]))
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+        parts.append("\n".join([f"## {name}", "", *_table(own), "", *_said(own), ""]))
+    path.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
@@ -98,8 +100,8 @@ def _fastest(others: Sequence[Row]) -> Iterator[str]:
         slower = {stack: gain for stack, gain in gains.items() if gain < 1 / LATER}
         same = [stack for stack in gains if stack not in faster | slower]
         yield f"- **Faster in {name}:** {_gains(faster) or 'none'}."
-        yield f"  Slower: {_gains(slower) or 'none'}."
-        yield f"  As fast as dense: {', '.join(same) or 'none'}."
+        yield f"  - Slower: {_gains(slower) or 'none'}."
+        yield f"  - As fast as dense: {', '.join(same) or 'none'}."
 
 
 def _zeros(dense: Row, others: Sequence[Row]) -> Iterator[str]:
