@@ -193,8 +193,10 @@ def _one_table(model: ir.Model) -> ir.Model:
     for head in [node for node in model.graph if node.op_type == "MatMulNBits"]:
         name = str(cast(ir.Value, head.inputs[1]).name).partition(TURNED)[0]
         table = model.graph.initializers.get(name)
-        wide, block = (head.attributes[key].as_int() for key in ("K", "block_size"))
-        if table is None or wide % block:  # the last block of a row would be filled up
+        tall, wide, block = (head.attributes[key].as_int() for key in ("N", "K", "block_size"))
+        if table is None or table.shape is None or table.shape.numpy() != (tall, wide):
+            continue
+        if wide % block:  # the last block of a row would be filled up
             continue
         for use in [use for use in table.uses() if use.node.op_type == "Gather" and not use.idx]:
             if use.node.attributes.get_int("axis", 0) == 0:

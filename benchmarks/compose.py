@@ -25,7 +25,7 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -291,6 +291,14 @@ def _runtimes() -> dict[str, tuple[str, ...]]:
 def _promised(rows: Sequence[Document]) -> list[Figure]:
     size = {(row["model"], row["stack"]): row.get("bytes") for row in rows}
     dense = size.get(("smollm2", "dense"))
+    failed = sum("error" in row or "onnxruntime_error" in row for row in rows)
+    return [
+        Figure("stacks that do not run in ONNX Runtime", failed, most=0),
+        *_smaller(size, dense),
+    ]
+
+
+def _smaller(size: Mapping[tuple[str, str], int | None], dense: int | None) -> list[Figure]:
     return [
         Figure(
             f"smollm2, {stack}: times smaller than dense float32",

@@ -176,3 +176,16 @@ def test_statistics_that_are_read_leave_the_norm_whole(tmp_path: Path) -> None:
     program, regions = opened(model, tmp_path / "model.onnx")
     assert not regions
     assert any("Skip" in op.name for op in program.graph.ops)
+
+
+def test_a_name_that_the_file_has_is_not_taken_again(tmp_path: Path) -> None:
+    model = bert([0])
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["x0/sum" if name == "u0" else name for name in names]
+    program, regions = opened(model, tmp_path / "model.onnx")
+    assert len(regions) == 3
+    names = [name for op in program.graph.ops for name in op.results]
+    assert len(names) == len(set(names))
+    whole = without(program, [], tmp_path / "whole.onnx")
+    assert list(whole.graph.node) == list(model.graph.node)

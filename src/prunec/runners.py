@@ -317,10 +317,11 @@ def _may_be_read(path: Path) -> None:
 
 
 def _unreadable(path: Path, runtime: str, error: Exception) -> PrunecError:
-    said = " ".join(str(error).split())[:300]
+    said = " ".join(str(error).rpartition("Summary:")[2].split())[:300]  # OpenVINO: what it lacks
     return fail(
         "P861",
         f"{runtime} cannot load the model: {said}",
         where=str(path),
-        help="the file is damaged or incomplete; write it again",
+        help="where another runtime loads it, this one lacks an operation; else the file is damaged"
+        " or incomplete: write it again",
     )
