@@ -13,8 +13,10 @@ import transformers
 from worded import WORDS, text, tokenizer
 
 from prunec.cli import main
+from prunec.frontends.text import windows
+from prunec.recovery.models import open_model
 
-__all__ = ["LENGTH", "SIZES", "counter", "refused", "run"]
+__all__ = ["LENGTH", "SIZES", "counter", "loss", "pruned_counter", "refused", "run"]
 
 SIZES = {
     "hidden_size": 32,
@@ -61,3 +63,22 @@ def counter(root: Path) -> None:
     model.save_pretrained(root / "dense")
     tokenizer().save_pretrained(root / "dense")
     (root / "count.txt").write_text(text(2000))
+
+
+def pruned_counter(root: Path) -> None:
+    """What `counter` saves, and the model pruned to half in folders named after both layouts."""
+    counter(root)
+    for layout in ("uniform", "per-layer"):
+        code, _ = run(
+            "prune", root / "dense", "-o", root / layout, "--target", "blocks=50%", "--method",
+            "magnitude", "--calibration", "none", "--layout", layout,
+        )  # fmt: skip
+        assert code == 0
+
+
+def loss(folder: Path) -> float:
+    """The mean negative log-likelihood of the whole text."""
+    model = open_model(str(folder), trust=False).model
+    ids = torch.from_numpy(windows(text(2000), tokenizer(), LENGTH))
+    with torch.no_grad():
+        return float(model(input_ids=ids, labels=ids).loss)

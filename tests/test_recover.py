@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from counting import LENGTH, SIZES, counter, refused, run
+from counting import LENGTH, SIZES, loss, pruned_counter, refused, run
 from safetensors.numpy import load_file
 from worded import WORDS, text, tokenizer
 
 from prunec.frontends.hf import load_model
 from prunec.frontends.source import resolve
-from prunec.frontends.text import windows
-from prunec.recovery.models import open_model
 
 SHORT = (
     "--steps", "40", "--batch", "4", "--length", str(LENGTH), "--save-every", "20",
@@ -30,22 +28,8 @@ SHORT = (
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder that has learned to count, pruned in both layouts, and the text it learned."""
     root = tmp_path_factory.mktemp("recover")
-    counter(root)
-    for layout in ("uniform", "per-layer"):
-        code, _ = run(
-            "prune", root / "dense", "-o", root / layout, "--target", "blocks=50%", "--method",
-            "magnitude", "--calibration", "none", "--layout", layout,
-        )  # fmt: skip
-        assert code == 0
+    pruned_counter(root)
     return root
-
-
-def loss(folder: Path) -> float:
-    """The mean negative log-likelihood of the whole text."""
-    model = open_model(str(folder), trust=False).model
-    ids = torch.from_numpy(windows(text(2000), tokenizer(), LENGTH))
-    with torch.no_grad():
-        return float(model(input_ids=ids, labels=ids).loss)
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per-layer"])

@@ -9,10 +9,9 @@ import pytest
 import torch
 import transformers
 import zoo
-from counting import LENGTH, SIZES, counter, refused, run
-from worded import text, tokenizer
+from counting import LENGTH, SIZES, loss, pruned_counter, refused, run
+from worded import tokenizer
 
-from prunec.frontends.text import windows
 from prunec.ir.diagnostics import PrunecError
 from prunec.recovery import blockwise
 from prunec.recovery.frame import STATE, Frame
@@ -30,13 +29,7 @@ CPU = torch.device("cpu")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder that has learned to count, pruned in both layouts, and the text it learned."""
     root = tmp_path_factory.mktemp("blockwise")
-    counter(root)
-    for layout in ("uniform", "per-layer"):
-        code, _ = run(
-            "prune", root / "dense", "-o", root / layout, "--target", "blocks=50%", "--method",
-            "magnitude", "--calibration", "none", "--layout", layout,
-        )  # fmt: skip
-        assert code == 0
+    pruned_counter(root)
     return root
 
 
@@ -47,14 +40,6 @@ def recover(home: Path, out: Path, *options: object, student: str = "per-layer")
     )  # fmt: skip
     assert code == 0
     return report
-
-
-def loss(folder: Path) -> float:
-    """The mean negative log-likelihood of the whole text."""
-    model = open_model(str(folder), trust=False).model
-    ids = torch.from_numpy(windows(text(2000), tokenizer(), LENGTH))
-    with torch.no_grad():
-        return float(model(input_ids=ids, labels=ids).loss)
 
 
 @pytest.mark.parametrize(("student", "train"), [("uniform", "lora"), ("per-layer", "full")])
