@@ -148,8 +148,8 @@ def factorize(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
 
     console = Console(as_json=as_json)
     with console.working():
-        from prunec.factorize_report import show_factorize
         from prunec.request import factorize_options
+        from prunec.show_factorized import show_factorize
 
         options = factorize_options(typed(ctx, given), as_json=as_json)
         from prunec.factorizing import factorize_model as run

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prunec.card_factorized import render_card
 from prunec.emission import emit
 from prunec.factorize_options import GATES, FactorizeOptions
-from prunec.factorize_report import FactorizeReport, factorize_report, render_card
+from prunec.factorize_report import FactorizeReport, factorize_report
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 from prunec.ir.dialects.aten import ATEN

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from prunec.passes.dce import dce
 from prunec.passes.rewrite import Rewritten
 from prunec.progress import Progress, Silent
 from prunec.quantize_options import QuantizeOptions
-from prunec.reports import WrittenFormat, document
+from prunec.reports import RunReport, WrittenFormat
 from prunec.run import Outcome, Run, keep_recipe, load_for, run_staged, write_papers
 from prunec.state import State
 
@@ -39,8 +38,8 @@ __all__ = ["QuantizeReport", "quantize"]
 SHOWN = 3
 
 
-@dataclass(frozen=True)
-class QuantizeReport:
+@dataclass(frozen=True, kw_only=True)
+class QuantizeReport(RunReport):
     """What `prunec quantize` did. `dense_bytes` is the size of the float file, `operations` counts
     quantised operations by name, `padded` names weights whose inputs are no multiple of the block.
 
@@ -48,22 +47,13 @@ class QuantizeReport:
     of each source of calibration data; empty without data.
     """
 
-    model: str
-    out: str
     quantize: str
     activations: str
     block: int
-    calibration: str
     dense_bytes: int
     operations: Mapping[str, int]
     padded: tuple[str, ...]
-    formats: tuple[WrittenFormat, ...]
     error: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[Diagnostic, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {**document(self), "formats": [asdict(f) for f in self.formats], "exit_code": 0}
 
 
 def quantize(options: QuantizeOptions, progress: Progress | None = None) -> QuantizeReport:

@@ -20,6 +20,7 @@ __all__ = [
     "PinRow",
     "PruneReport",
     "RegionRow",
+    "RunReport",
     "SampleRow",
     "Sizes",
     "SourceRow",
@@ -220,19 +221,44 @@ class WrittenFormat:
     bytes: int
 
 
-@dataclass(frozen=True)
-class PruneReport:
-    """What `prunec prune` did, or would do with `--dry-run`.
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """What every verb that changes weights tells of its run; with `--dry-run`, what it would do."""
+
+    model: str
+    out: str | None
+    calibration: str
+    formats: tuple[WrittenFormat, ...] = ()
+    checks: tuple[Check, ...] = ()
+    sources: tuple[SourceRow, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[Diagnostic, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool:
+        """Whether all that was asked for holds."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def exit_code(self) -> Exit:
+        return Exit.DONE if self.met else Exit.NOT_MET
+
+    def to_json(self) -> dict[str, Any]:
+        checks = [{**plain(asdict(check)), "passed": check.passed} for check in self.checks]
+        return {**document(self), "checks": checks, "exit_code": int(self.exit_code)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport(RunReport):
+    """What `prunec prune` did.
 
     `remote_code` says that Python code of the model was allowed to run; `removed` names the
     regions that went as a whole, in their order.
     """
 
-    model: str
-    out: str | None
     method: str
     restore: str
-    calibration: str
     layout: str
     dense: Sizes
     pruned: Sizes
@@ -240,12 +266,6 @@ class PruneReport:
     groups: tuple[GroupRow, ...]
     pinned: tuple[PinRow, ...] = ()
     interface: tuple[InterfaceRow, ...] = ()
-    formats: tuple[WrittenFormat, ...] = ()
-    checks: tuple[Check, ...] = ()
-    sources: tuple[SourceRow, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[Diagnostic, ...] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     remote_code: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -255,14 +275,9 @@ class PruneReport:
     latency: tuple[LatencyRow, ...] = ()
 
     @property
-    def exit_code(self) -> Exit:
-        """Done, or not met when a target or a verification was missed."""
-        met = all(t.met for t in self.targets) and all(c.passed for c in self.checks)
-        return Exit.DONE if met else Exit.NOT_MET
-
-    def to_json(self) -> dict[str, Any]:
-        checks = [{**plain(asdict(check)), "passed": check.passed} for check in self.checks]
-        return {**document(self), "checks": checks, "exit_code": int(self.exit_code)}
+    def met(self) -> bool:
+        """Whether targets and verifications hold."""
+        return super().met and all(target.met for target in self.targets)
 
 
 def document(report: Any) -> dict[str, Any]:

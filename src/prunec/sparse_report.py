@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunec.ir.diagnostics import Diagnostic, Exit
-from prunec.reports import Check, SourceRow, WrittenFormat, document, plain
+from prunec.reports import Check, RunReport, SourceRow, WrittenFormat
 
 if TYPE_CHECKING:
     from prunec.sparsifying import Sparsified
@@ -40,27 +39,18 @@ class LayerRow:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
-class SparsifyReport:
-    """What `prunec sparsify` did, or would do with `--dry-run`. `params` counts every parameter of
-    the model once, tied ones once; `left` tells why other matrices are as they were."""
+@dataclass(frozen=True, kw_only=True)
+class SparsifyReport(RunReport):
+    """What `prunec sparsify` did. `params` counts every parameter of the model once, tied ones
+    once; `left` tells why other matrices are as they were."""
 
-    model: str
-    out: str | None
     sparsity: str
     method: str
     compare: str
     ratios: str
-    calibration: str
     params: int
     layers: tuple[LayerRow, ...]
     left: Mapping[str, str]
-    formats: tuple[WrittenFormat, ...] = ()
-    checks: tuple[Check, ...] = ()
-    sources: tuple[SourceRow, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[Diagnostic, ...] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def zeros(self) -> int:
@@ -73,15 +63,13 @@ class SparsifyReport:
         return sum(row.entries for row in self.layers)
 
     @property
-    def exit_code(self) -> Exit:
-        """Done, or not met when a zero is not where it should be or a verification failed."""
-        whole = not any(count for row in self.layers for count in row.broken.values())
-        return Exit.DONE if whole and all(c.passed for c in self.checks) else Exit.NOT_MET
+    def met(self) -> bool:
+        """Whether every zero is where it should be, and verifications hold."""
+        broken = any(count for row in self.layers for count in row.broken.values())
+        return super().met and not broken
 
     def to_json(self) -> dict[str, Any]:
-        checks = [{**plain(asdict(check)), "passed": check.passed} for check in self.checks]
-        own = {"zeros": self.zeros, "entries": self.entries, "exit_code": int(self.exit_code)}
-        return {**document(self), "checks": checks, **own}
+        return {**super().to_json(), "zeros": self.zeros, "entries": self.entries}
 
 
 def sparsify_report(
