@@ -17,6 +17,7 @@ from prunec import __version__
 from prunec.cli_compress import factorize, quantize, sparsify
 from prunec.command import ENGINE, FILE, JSON, MODEL, TRUST, WORKERS, Grouped, listed, option
 from prunec.command_bench import bench
+from prunec.command_emit import emit
 from prunec.command_road import run as run_road
 from prunec.command_sensitivity import sensitivity
 from prunec.run_command import CALIBRATION, FORMAT, HOW, OUT, WHAT, WRITE, WRITING, typed
@@ -376,6 +377,7 @@ def recover(as_json: bool, **given: Any) -> None:
 cli.add_command(sparsify)
 cli.add_command(factorize)
 cli.add_command(quantize)
+cli.add_command(emit)
 cli.add_command(sensitivity)
 cli.add_command(bench)
 cli.add_command(run_road)

@@ -45,7 +45,7 @@ def run(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         - quantize: {quantize: int8}
         - eval: {data: test.txt}
 
-    Stages are prune, recover, sparsify, factorize, quantize and eval. recover learns from the
+    Stages are prune, recover, sparsify, factorize, emit, quantize and eval. recover learns from the
     model, and eval compares with it, unless `teacher` or `against` names another. Paths are those
     of the folder where the command runs. MODEL takes the place of the recipe's.
 

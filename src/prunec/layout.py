@@ -25,7 +25,7 @@ from prunec.passes.dce import dce
 from prunec.passes.rewrite import rewrite
 from prunec.planning import parameter_axes
 
-__all__ = ["HfLayout", "settle_layout", "with_kept"]
+__all__ = ["HfLayout", "present_layout", "settle_layout", "with_kept"]
 
 HfLayout = UniformConfig | Section
 """A configuration for the stock class, or what the custom code needs to know."""
@@ -57,6 +57,12 @@ def settle_layout(loaded: Loaded, layout: str, counts: Mapping[str, int]) -> HfL
     if problems:
         raise PrunecError(problems, Exit.USAGE)
     return fitted
+
+
+def present_layout(loaded: Loaded) -> HfLayout:
+    """The form that a checkpoint has already, for a model that keeps its sizes."""
+    own = getattr(loaded.config, "prunec", None) is not None
+    return settle_layout(loaded, "per-layer" if own else "uniform", {})
 
 
 def with_kept(loaded: Loaded, section: Section, kept: Kept) -> Section:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunec.engine import Engine
-from prunec.frontends.source import Source, resolve
+from prunec.frontends.source import Source
 from prunec.hashes import source_hash
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ir.graph import Graph
+from prunec.own_code import find_source
 from prunec.passes.cost import Cost
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
@@ -200,16 +201,15 @@ def load(
     checkpoint, an unknown configuration, a model that cannot be traced.
     """
     with progress.step("Reading the model"):
-        source = resolve(model, need_weights=need_weights, trust_remote_code=trust_remote_code)
+        source = find_source(model, need_weights=need_weights, trust_remote_code=trust_remote_code)
     if source.kind == "onnx":
         return _file(source, progress, hashed, caches)
-    return _checkpoint(source, trust_remote_code, need_weights, progress, hashed)
+    return _checkpoint(source, need_weights, progress, hashed)
 
 
-def _checkpoint(
-    source: Source, trust_remote_code: bool, need_weights: bool, progress: Progress, hashed: bool
-) -> Loaded:
+def _checkpoint(source: Source, need_weights: bool, progress: Progress, hashed: bool) -> Loaded:
     """A configuration and its weights, traced on the meta device."""
+    trust = source.trust_remote_code
     from prunec.frontends import checkpoint, hf
     from prunec.frontends.torch_hf import trace_hf
     from prunec.ir.dialects.aten import ATEN
@@ -217,8 +217,8 @@ def _checkpoint(
     seconds: dict[str, float] = {}
     with progress.step("Reading the configuration"):
         digest = source_hash(source.path) if hashed else None
-        config = hf.load_config(source, trust_remote_code)
-        module = hf.build_meta(config, trust_remote_code=trust_remote_code)
+        config = hf.load_config(source, trust)
+        module = hf.build_meta(config, trust_remote_code=trust)
         stored: Weights = checkpoint.open_parameters(module, source) if need_weights else {}
     with progress.step("Tracing the program"):
         start = time.perf_counter()
@@ -228,7 +228,7 @@ def _checkpoint(
         start = time.perf_counter()
         coupling = couple(traced.graph, ATEN)
         seconds["couple"] = time.perf_counter() - start
-    buffers = hf.real_buffers(config, trust_remote_code=trust_remote_code) if need_weights else {}
+    buffers = hf.real_buffers(config, trust_remote_code=trust) if need_weights else {}
     computed = {**buffers, **traced.constants}
     return Loaded(
         source,

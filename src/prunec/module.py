@@ -16,10 +16,9 @@ from prunec.backends.torch_shrink import shrunk, traced_module
 from prunec.emission import entries
 from prunec.emission_hf import write_hf
 from prunec.frontends import hf
-from prunec.frontends.source import resolve
 from prunec.frontends.tensors import to_torch
 from prunec.live import Live, on_meta
-from prunec.own_code import is_own_code
+from prunec.own_code import find_source
 from prunec.planning import parameter_axes
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def checkpoint_module(pruned: Pruned) -> nn.Module:
     with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
         folder = Path(scratch) / "hf"
         write_hf(pruned, folder, entries(pruned))
-        source = resolve(str(folder), trust_remote_code=is_own_code(folder))
+        source = find_source(str(folder))
         return hf.load_model(source, dtype="auto")
 
 

@@ -26,12 +26,6 @@ __all__ = ["FORMATS", "GIVEN", "LAYOUTS", "RUNTIMES", "InspectOptions", "PruneOp
 
 LAYOUTS = ("uniform", "per-layer")
 RUNTIMES = ("onnxruntime", "openvino", "torch")
-NO_WAY_BACK = {
-    "hf": "it has no configuration, and its weights have other names and layouts",
-    "torchscript": "TorchScript is a program of torch operators, and there is no translation back",
-}
-"""Why formats cannot be made of an ONNX file."""
-
 ROLES = (
     "neuron", "query_head", "kv_head", "head", "head_dim", "channel", "expert", "hidden", "vocab",
     "rank", "feature", "sublayer", "layer",
@@ -233,14 +227,6 @@ class PruneOptions(RunOptions):
                 else "an ONNX file is pruned at once",
                 "--steps",
                 help="leave it out",
-            )
-        others = [name for name in self.formats if name in NO_WAY_BACK]
-        if self.model.endswith(".onnx") and others:
-            yield Diagnostic(
-                "P816",
-                f"an .onnx file cannot be written as {others[0]}: {NO_WAY_BACK[others[0]]}",
-                "--format",
-                help="use --format onnx, or prune the checkpoint that the file was exported from",
             )
         if self.allow_interface_change and not self.model.endswith(".onnx"):
             yield Diagnostic(

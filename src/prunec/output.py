@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prunec.ir.diagnostics import Exit, PrunecError, fail
 
-__all__ = ["Formats", "beside", "check_output", "staged"]
+__all__ = ["Formats", "beside", "check_output", "model_within", "staged"]
 
 
 class Formats:
@@ -31,6 +31,16 @@ class Formats:
     PAGE = "report.html"
     CARD = "README.md"
     MASKS = "masks.safetensors"
+
+
+def model_within(folder: Path) -> Path | None:
+    """The model in a folder that prunec wrote: its checkpoint, whose tokenizer lies beside it,
+    else its ONNX file."""
+    if (folder / "config.json").exists():
+        return None
+    if (folder / Formats.HF / "config.json").exists():
+        return folder / Formats.HF
+    return folder / Formats.ONNX if (folder / Formats.ONNX).exists() else None
 
 
 def check_output(out: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> Path:

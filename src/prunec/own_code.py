@@ -8,14 +8,27 @@ prunec writes, and the configuration refers to nothing else.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["is_own_code"]
+from prunec.frontends.source import Source, resolve
+
+__all__ = ["find_source", "is_own_code"]
 
 OWN = "prunec.backends.modeling_prunec"
 ELSEWHERE = "--"
 """In `auto_map`, what stands between another repository and the code in it."""
+
+
+def find_source(
+    model: str, *, need_weights: bool = True, trust_remote_code: bool = False
+) -> Source:
+    """Where MODEL lies, as `resolve` finds it; code that is prunec's own may run unasked."""
+    source = resolve(model, need_weights=need_weights, trust_remote_code=trust_remote_code)
+    if source.kind == "hf" and is_own_code(source.folder):
+        return replace(source, trust_remote_code=True)
+    return source
 
 
 def is_own_code(folder: Path) -> bool:

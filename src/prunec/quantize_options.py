@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
-from prunec.output import Formats
+from prunec.output import model_within
 from prunec.run_options import RunOptions, known
 
 __all__ = ["QuantizeOptions"]
@@ -84,13 +84,3 @@ class QuantizeOptions(RunOptions):
                 help="drop --activations",
             )
         yield from self.common_problems()
-
-
-def model_within(folder: Path) -> Path | None:
-    """The model in a folder that prunec wrote: its checkpoint, whose tokenizer lies beside it,
-    else its ONNX file."""
-    if (folder / "config.json").exists():
-        return None
-    if (folder / Formats.HF / "config.json").exists():
-        return folder / Formats.HF
-    return folder / Formats.ONNX if (folder / Formats.ONNX).exists() else None

@@ -74,6 +74,7 @@ VERBS: Mapping[str, Mapping[str, type]] = {
         "lr": float,
         **COMMON,
     },
+    "emit": {"formats": list},
     "quantize": {"quantize": str, "activations": str, "block": int, **COMMON},
     "recover": {
         "teacher": str,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prunec.emit_options import EmitOptions
 from prunec.factorize_options import FactorizeOptions
 from prunec.frontends.mixture import parse_mixture
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
@@ -19,6 +20,7 @@ from prunec.sparsify_options import SparsifyOptions
 from prunec.target import parse_targets
 
 __all__ = [
+    "emit_options",
     "factorize_options",
     "prune_options",
     "quantize_options",
@@ -77,6 +79,14 @@ def quantize_options(typed: Mapping[str, Any], *, as_json: bool = False) -> Quan
     """Settled options, as `prune_options` gives them."""
     given = _completed(dict(typed), QuantizeOptions.verb)
     options = _settled(QuantizeOptions(**given, json=as_json))
+    _check_out(options)
+    return options
+
+
+def emit_options(typed: Mapping[str, Any], *, as_json: bool = False) -> EmitOptions:
+    """Settled options, as `prune_options` gives them."""
+    given = _completed(dict(typed), EmitOptions.verb)
+    options = _settled(EmitOptions(**given, json=as_json))
     _check_out(options)
     return options
 

@@ -20,12 +20,11 @@ import numpy as np
 from prunec.frontends.calibration import calibration
 from prunec.frontends.hf import build_meta, load_config
 from prunec.frontends.mixture import parse_mixture, spell_mixture
-from prunec.frontends.source import resolve
 from prunec.hashes import hash_source
 from prunec.ir.diagnostics import fail
 from prunec.options import PruneOptions
 from prunec.output import Formats, staged
-from prunec.own_code import is_own_code
+from prunec.own_code import find_source
 from prunec.pipeline import prune, write_reports
 from prunec.planfile import write_plan
 from prunec.progress import Progress
@@ -169,9 +168,7 @@ def _one_shot(
     )  # fmt: skip
     if not done:
         return first
-    folder = done[-1].folder / Formats.HF
-    trust = options.trust_remote_code or is_own_code(folder)
-    return replace(first, model=str(folder), trust_remote_code=trust)
+    return replace(first, model=str(done[-1].folder / Formats.HF))
 
 
 def _asked(index: int, target: Target, share: float, done: Sequence[_Round]) -> Target:
@@ -192,9 +189,9 @@ def _with_own_text(options: PruneOptions, state: State, progress: Progress) -> P
     wanted = parse_recovery(options.recover, model=options.model, out=state.folder, data="self")
     assert wanted.samples is not None, "options are settled"
     if not file.exists():
-        source = resolve(options.model, trust_remote_code=options.trust_remote_code)
+        source = find_source(options.model, trust_remote_code=options.trust_remote_code)
         config = load_config(source)
-        model = build_meta(config, trust_remote_code=options.trust_remote_code)
+        model = build_meta(config, trust_remote_code=source.trust_remote_code)
         with progress.step("The dense model writes text"):
             found = calibration(source, model, "self", wanted.samples, wanted.length, options.seed)
         partial = file.with_suffix(".partial")

@@ -24,6 +24,12 @@ it minutes, and of both mixed."""
 
 FORMATS = ("hf", "onnx", "torchscript")
 
+NO_WAY_BACK = {
+    "hf": "it has no configuration, and its weights have other names and layouts",
+    "torchscript": "TorchScript is a program of torch operators, and there is no translation back",
+}
+"""Why formats cannot be made of an ONNX file."""
+
 
 @dataclass(frozen=True)
 class RunOptions(ABC):
@@ -100,6 +106,14 @@ class RunOptions(ABC):
         """Mistakes that show without the model."""
         for name in self.formats:
             yield from known("--format", name, FORMATS)
+        others = [name for name in self.formats if name in NO_WAY_BACK]
+        if self.model.endswith(".onnx") and others:
+            yield Diagnostic(
+                "P816",
+                f"an .onnx file cannot be written as {others[0]}: {NO_WAY_BACK[others[0]]}",
+                "--format",
+                help="use --format onnx, or give the checkpoint that the file was exported from",
+            )
         yield from positive("--calibration-samples", self.calibration_samples)
         yield from positive("--calibration-length", self.calibration_length)
         yield from positive("--activation-budget", self.activation_budget)

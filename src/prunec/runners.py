@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from prunec.feeds import TOKENS, Array, Feeds, InputSpec
 from prunec.ir.diagnostics import PrunecError, fail
-from prunec.own_code import is_own_code
+from prunec.own_code import find_source
 
 __all__ = [
     "Runner",
@@ -176,11 +176,8 @@ def hf_module(model: str, threads: int | None, trust_remote_code: bool) -> tuple
     import torch
 
     from prunec.frontends.hf import load_model
-    from prunec.frontends.source import resolve
 
-    source = resolve(model, trust_remote_code=trust_remote_code)
-    if is_own_code(source.folder):
-        source = replace(source, trust_remote_code=True)
+    source = find_source(model, trust_remote_code=trust_remote_code)
     module: Any = load_model(source)
     if threads is not None:
         torch.set_num_threads(threads)

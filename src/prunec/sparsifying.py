@@ -76,11 +76,9 @@ class _Run(Run[SparsifyOptions]):
         check_fits(found.found, {y.weight: shapes[y.weight][y.dim] for y in found.found}, pattern)
         layout = None
         if "hf" in self.options.formats and not self.options.dry_run:
-            from prunec.layout import settle_layout
+            from prunec.layout import present_layout
 
-            assert self.family is not None, "a file is no checkpoint"
-            own = "per-layer" if getattr(self.loaded.config, "prunec", None) else "uniform"
-            layout = settle_layout(self.loaded, own, {})
+            layout = present_layout(self.loaded)
         shares = self._shares(found, pattern)
         replaced = self._pruned(found, pattern, shares)
         return Sparsified(

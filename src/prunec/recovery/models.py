@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from prunec.artifacts import find_artifacts
 from prunec.frontends.hf import build_meta, load_config, load_model
-from prunec.frontends.source import Source, resolve
+from prunec.frontends.source import Source
 from prunec.frontends.text import load_tokenizer
 from prunec.ir.diagnostics import Exit, PrunecError, fail
-from prunec.own_code import is_own_code
+from prunec.own_code import find_source
 
 __all__ = [
     "Opened",
@@ -66,9 +66,7 @@ def open_model(
 ) -> Opened:
     """A model in evaluation mode. With `quantized` its linear layers hold four bits a weight, with
     `empty` it is on the meta device."""
-    source = resolve(model, trust_remote_code=trust)
-    if is_own_code(source.folder):
-        source = replace(source, trust_remote_code=True)
+    source = find_source(model, trust_remote_code=trust)
     config = load_config(source)
     if quantized:
         config = _four_bits(config)

@@ -18,7 +18,6 @@ from typing import Any
 
 from prunec.ir.diagnostics import Diagnostic, Exit, fail
 from prunec.output import Formats, check_output
-from prunec.own_code import is_own_code
 from prunec.progress import Progress
 from prunec.recipe import MODEL, check_files, spelled, write_whole
 from prunec.recipe import Recipe as Written
@@ -85,7 +84,7 @@ class _Travel:
         self.progress.note(f"{stage.name} ...")
         out, start = self.options.out / stage.name, time.perf_counter()
         try:
-            report = STAGES[stage.verb].run(_trusting(stage.options), out, self.progress)
+            report = STAGES[stage.verb].run(stage.options, out, self.progress)
         except BaseException:
             finished = ", ".join(row.name for row in rows) or "nothing before it"
             self.progress.note(
@@ -198,12 +197,6 @@ def _kept(stage: Planned, done: dict[str, StageRow], out: Path) -> StageRow | No
 
 def _ahead(stage: Planned) -> StageRow:
     return StageRow(stage.name, stage.verb, "", 0.0, 0, {}, {})
-
-
-def _trusting(options: Any) -> Any:
-    """Code that prunec itself wrote beside the model of an earlier stage may run."""
-    own = is_own_code(Path(options.model))
-    return replace(options, trust_remote_code=True) if own else options
 
 
 def _portable(stage: Planned) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from prunec.progress import Progress
 from prunec.recipe_options import Told
 from prunec.recovery.options import RecoverOptions
 from prunec.request import (
+    emit_options,
     factorize_options,
     prune_options,
     quantize_options,
@@ -80,6 +81,12 @@ def _factorize(options: Any, out: Path, progress: Progress) -> Report:
     return factorize_model(options, progress)
 
 
+def _emit(options: Any, out: Path, progress: Progress) -> Report:
+    from prunec.emitting import emit_model
+
+    return emit_model(options, progress)
+
+
 def _quantize(options: Any, out: Path, progress: Progress) -> Report:
     from prunec.quantizing import quantize
 
@@ -120,6 +127,7 @@ STAGES: Mapping[str, Verb] = {
     "recover": Verb(_recovery, _recover, ("hf",), ("hf",), dense="teacher"),
     "sparsify": Verb(sparsify_options, _sparsify, keeps=True),
     "factorize": Verb(factorize_options, _factorize, ("hf",), rounds=True),
+    "emit": Verb(emit_options, _emit, ("hf",)),
     "quantize": Verb(quantize_options, _quantize, ("hf", "onnx"), ("onnx",), final=True),
     "eval": Verb(_evaluation, _evaluate, (), (), dense="against", resumes=False),
 }
