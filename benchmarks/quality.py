@@ -16,11 +16,12 @@ dense model, on the first 80 windows of 128 tokens, which are nearer to sentence
 Promised: `auto` is the best or within 1 % of it on the first text and within 3 % on the second,
 at the same number of parameters (within 0.3 %); and bounds of its own on SmolLM2.
 
-All of it takes many hours. Rows that are done are kept in a file of JSON lines, the most telling
-ones first (80 and 60 %, SmolLM2), and are not measured again (--fresh does) while the sources of
-prunec and the options are the same. A run that fails is a row with its error, and is tried again.
-`--write docs` measures nothing: it renders quality.md and quality.svg from the rows that there
-are, the last one measured of each, and says which are missing.
+All of it takes many hours. Rows that are done are kept in a file of JSON lines beside the page, the
+most telling ones first (80 and 60 %, SmolLM2), and are not measured again (--fresh does) while the
+sources of prunec and the options are the same (--any-sources: whatever the sources were). A run
+that fails is a row with its error, and is tried again. `--write docs` measures nothing: it renders
+quality.md and quality.svg from the rows that there are, the last one measured of each, and says
+which are missing.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from functools import cached_property
 from pathlib import Path
 
 from common import (
+    ROOT,
     Document,
     Figure,
     Finished,
-    cache,
     command_line,
     data_file,
     figures,
@@ -85,7 +86,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     add("--window", type=int, default=1024, metavar="N", help="tokens in each [1024]")
     add("--layout", default="per-layer", help="uniform or per-layer [per-layer]")
     add("--data-dir", type=Path, help="folder of the WikiText-2 files [../shared/data]")
-    add("--state", type=Path, help="file of rows that are done [quality.jsonl in the cache]")
+    add("--state", type=Path, help="file of rows that are done [docs/quality.jsonl]")
     add("--work", type=Path, help="folder for what is written meanwhile [the system's]")
     add("--fresh", action="store_true", help="measure every row again")
     add("--any-sources", action="store_true", help="take rows of other versions of prunec too")
@@ -93,7 +94,7 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     asked = options.parse_args(arguments)
 
     setting = Setting(**{f.name: getattr(asked, f.name) for f in fields(Setting)})
-    path = asked.state or cache() / "quality.jsonl"
+    path = asked.state or ROOT / "docs" / "quality.jsonl"
     todo = order(asked.models, asked.shares, asked.methods)
     if asked.write is not None:
         return _written(asked.write, Kept(path, setting, any_sources=True), todo)
