@@ -15,9 +15,12 @@ import numpy.typing as npt
 import torch
 
 from prunec.backends.forward import Result, Tail
-from prunec.backends.interpreter import Env, Flow, Program
+from prunec.backends.interpreter import Arrays, Env, Flow, Program
+from prunec.ir.axes import Selection
 from prunec.ir.graph import Graph
+from prunec.passes.coupling import Coupling
 from prunec.passes.regions import Region
+from prunec.passes.rewrite import Rewritten, rewrite
 
 __all__ = [
     "Change",
@@ -26,6 +29,7 @@ __all__ = [
     "Runner",
     "Score",
     "Silenced",
+    "Smaller",
     "Variant",
     "bypass",
     "run_variants",
@@ -83,11 +87,42 @@ class Masked:
 
 @dataclass(frozen=True)
 class Variant:
-    """The program with `changes` made just before operation `start`."""
+    """The program with `changes` made just before operation `start`; from there on without the
+    indices that `smaller` leaves out, where it is given."""
 
     name: str
     start: int
-    changes: tuple[Change, ...]
+    changes: tuple[Change, ...] = ()
+    smaller: Smaller | None = None
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """What stays of a program, of groups that no operation before a variant's start knows."""
+
+    coupling: Coupling
+    selections: Mapping[str, Selection]
+
+    def flow(self, dense: Flow) -> Flow:
+        """The rewritten program; parameters that lose nothing are those of the dense one."""
+        rewritten = rewrite(self.coupling, self.selections)
+        program = _Sliced(rewritten, dense.program.weights)
+        known = dense.parameters.items()
+        return Flow(program, {ref: x for ref, x in known if ref[1:] not in rewritten.kept})
+
+
+class _Sliced(Program):
+    """A rewritten program over the dense weights."""
+
+    def __init__(self, rewritten: Rewritten, weights: Arrays) -> None:
+        super().__init__(rewritten.graph, weights)
+        self.kept = rewritten.kept
+
+    def parameter(self, ref: str) -> torch.Tensor:
+        value = super().parameter(ref)
+        for dim, keep in self.kept.get(ref[1:], {}).items():
+            value = value.index_select(dim, torch.from_numpy(keep))
+        return value
 
 
 class Score(Protocol):
@@ -178,6 +213,7 @@ def _continued(
             ahead = dict(env)
             for change in variant.changes:
                 change.apply(ahead, kept)
-            flow.run(ahead, at, tail.start)
+            own = flow if variant.smaller is None else variant.smaller.flow(flow)
+            own.run(ahead, at, tail.start)
             score(variant.name, window, Result(tail, ahead))
             step()

@@ -18,7 +18,8 @@ __all__ = ["DEPTHS", "Ends", "angle", "angular", "by_influence", "greedy", "over
 
 DEPTHS = ("sleb", "shortgpt", "angular", "evopress")
 """Names of the orders. `sleb`: Song et al., SLEB, ICML 2024, algorithm 1 (the region whose loss
-costs least goes, then all others are measured again). `shortgpt`: Men et al., ShortGPT, 2024, eq.
+costs least goes, then all others are measured again; all of them on a few windows, and on all
+windows those that did best). `shortgpt`: Men et al., ShortGPT, 2024, eq.
 1 (block influence, one minus the cosine between a block's input and output, mean over tokens).
 `angular`: Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, 2024, eq. 7 (the
 angle between the input and the output of a window of layers, at the last token), without its

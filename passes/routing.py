@@ -18,7 +18,7 @@ from prunec.ir.graph import Graph, Op, Ref
 from prunec.passes.coupling import Coupling, Group
 from prunec.passes.score import Scores
 
-__all__ = ["EXPERTS", "Routed", "Router", "expert_scores", "find_routers"]
+__all__ = ["EXPERTS", "Routed", "Router", "expert_scores", "find_routers", "routes", "shares"]
 
 EXPERTS = ("reap", "frequency", "weights")
 """By what experts are judged. `reap`: the mean, over the tokens that an expert gets, of the weight
@@ -55,6 +55,27 @@ def expert_scores(name: str, routed: Routed) -> Scores:
         return routed.tokens
     scores: Scores = routed.norms / np.maximum(routed.tokens, 1)
     return scores
+
+
+def routes(coupling: Coupling, group: Group) -> bool:
+    """Whether the program itself chooses among the indices of a group."""
+    return any(_is_position(coupling.positions, name, group) for name in coupling.positions)
+
+
+def shares(coupling: Coupling, group: Group) -> tuple[str, int] | None:
+    """The value from which the routes of a token take their weights, and its dimension of experts:
+    what the program chooses from, or reads where it has chosen; None where neither is found."""
+    found: tuple[str, int] | None = None
+    for op in coupling.graph.ops:
+        names = [*op.results, *op.operands]
+        if not any(_is_position(coupling.positions, name, group) for name in names):
+            continue
+        for name in op.operands:
+            axes = () if name.startswith("@") else coupling.graph.types[name].axes
+            dims = [i for i, a in enumerate(axes) if isinstance(a, Atom) and a.name == group.name]
+            if dims:
+                found = name, dims[0]
+    return found
 
 
 def find_routers(coupling: Coupling, groups: Sequence[Group]) -> list[Router]:

@@ -19,6 +19,7 @@ from prunec.backends.interpreter import execute
 from prunec.backends.masked import execute_masked
 from prunec.backends.torch_routing import watch_routes
 from prunec.cli import main
+from prunec.divergence import MaskedDivergence
 from prunec.ir.axes import Selection
 from prunec.ir.dialects.aten import ATEN
 from prunec.passes.couple import couple
@@ -202,3 +203,61 @@ def test_fewer_than_are_chosen_cannot_stay(saved: Path, tmp_path: Path) -> None:
     assert code == 2
     assert "P835" in told
     assert f"keep between {CHOSEN} and {EXPERTS}" in told
+
+
+@pytest.mark.parametrize("roles", ["layer,expert,neuron", "sublayer,expert,query_head"])
+@pytest.mark.parametrize("allocate", ["dp", "evolutionary"])
+def test_experts_compete_with_depth_and_width(
+    louder: Path, tmp_path: Path, roles: str, allocate: str
+) -> None:
+    """An expert that gives nothing goes before anything else does."""
+    code, report, told = prune(
+        louder, tmp_path / "out", "--target", "blocks=85%", "--groups", roles, "--layout",
+        "per-layer", "--format", "onnx", "--allocate", allocate, "--verify",
+    )  # fmt: skip
+    assert code == 0, told
+    assert "Measuring experts" in told
+    kept = {row["name"]: row["kept"] for row in report["groups"] if row["role"] == "expert"}
+    assert kept["model.layers.1.mlp/expert"] < EXPERTS
+    if not kept["model.layers.1.mlp/expert"]:  # all of the layer went, which is a plan too
+        assert "model.layers.1/layer" in report["removed"]
+        return
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())["parameters"]
+    stays = plan["model.layers.1.mlp.gate.weight"]["0"]
+    assert not set(stays) & set(range(EXPERTS - kept["model.layers.1.mlp/expert"]))
+
+
+@pytest.fixture(scope="module")
+def louder(saved: Path) -> Path:
+    """Two of the experts of the second layer give next to nothing, all else matters."""
+    module = network("mixtral")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+        module.model.layers[1].mlp.experts.down_proj[:2] *= 1e-3
+    module.save_pretrained(saved / "louder")
+    return saved / "louder"
+
+
+def test_search_judges_routes_among_those_that_stay() -> None:
+    """Half the experts of one layer, as the rewritten program and as the search sees it."""
+    coupling, weights = coupled("mixtral")
+    # of matrices this small nothing would be seen in float32
+    weights = {
+        name: value.detach() * (6 if value.dim() > 1 else 1) for name, value in weights.items()
+    }
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    group = next(g for g in coupling.groups if g.role == "expert")
+    scores = np.array([5.0, 1.0, 4.0, 0.0, 3.0, 2.0])
+    windows = [{k: v.numpy() for k, v in given(1, 9).items()}]
+    measure = MaskedDivergence(coupling, [group], {group.name: scores}, arrays, windows)
+    found = measure({group.name: 3})
+    small = rewrite(coupling, {group.name: Selection(np.array([0, 2, 4]))})
+    cut = {name: sliced(value, small.kept.get(name, {})) for name, value in weights.items()}
+    (one,), (other,) = (
+        execute(graph, held, [given(1, 9)])
+        for graph, held in ((coupling.graph, weights), (small.graph, cut))
+    )
+    dense, left = (o["logits"].double().log_softmax(-1) for o in (one, other))
+    assert found == pytest.approx(float((dense.exp() * (dense - left)).sum(-1).mean()), rel=1e-3)

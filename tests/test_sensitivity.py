@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_experts
 import torch
 import zoo
 
@@ -208,3 +209,81 @@ def test_the_command_prints_a_table(folder: Path) -> None:
     assert code == 0
     assert "model.layers.2/layer" in printed.getvalue()
     assert "KL divergence" in printed.getvalue()
+
+
+# -- experts ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mixtures")
+    for name in test_experts.NAMES:
+        mixture(name).save_pretrained(root / name)
+    np.savez(root / "data.npz", **{k: v.numpy() for k, v in tokens().items()})
+    return root
+
+
+def mixture(name: str) -> Any:
+    module = test_experts.network(name)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+    return module
+
+
+def asked(mixtures: Path, name: str, **changes: Any) -> SensitivityOptions:
+    return SensitivityOptions(
+        str(mixtures / name), calibration=str(mixtures / "data.npz"), calibration_samples=SAMPLES,
+        calibration_length=LENGTH, groups=("expert",), **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", test_experts.NAMES)
+def test_an_expert_less_is_the_module_without_it(mixtures: Path, name: str) -> None:
+    """Its tokens are routed among the others."""
+    found = sensitivity(asked(mixtures, name), Silent())
+    assert len(found.rows) == 2 * test_experts.EXPERTS
+    module = mixture(name)
+    dense, mlp = loss(module), module.model.layers[0].mlp
+    left = [i for i in range(test_experts.EXPERTS) if i != 3]
+    for owner, part in (
+        (mlp.gate, "weight"), (mlp.experts, "gate_up_proj"), (mlp.experts, "down_proj")
+    ):  # fmt: skip
+        setattr(owner, part, torch.nn.Parameter(getattr(owner, part)[left]))
+    mlp.gate.num_experts = mlp.experts.num_experts = len(left)
+    (row,) = [row for row in found.rows if row.name == "model.layers.0.mlp/expert[3]"]
+    assert found.loss == pytest.approx(dense, rel=CLOSE)
+    assert row.loss == pytest.approx(loss(module) - dense, abs=CLOSE * dense)
+    assert abs(row.loss) > 100 * CLOSE * dense
+    assert row.params == sum(p.numel() for p in mixture(name).parameters()) - sum(
+        p.numel() for p in module.parameters()
+    )
+
+
+def test_the_estimate_of_an_expert_is_that_of_its_share(mixtures: Path) -> None:
+    """The share of a token's routes times its gradient, of the tokens that go there."""
+    found = sensitivity(asked(mixtures, "qwen3_moe", fast=True), Silent())
+    module = mixture("qwen3_moe")
+    seen: list[torch.Tensor] = []
+    gate = module.model.layers[1].mlp.gate
+    softmax = torch.nn.functional.softmax
+
+    def kept(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        shares = softmax(logits, *args, **kwargs)
+        shares.retain_grad()
+        seen.append(shares)
+        return shares
+
+    wanted = torch.zeros(test_experts.EXPERTS)
+    patch = pytest.MonkeyPatch()  # the softmax of this gate, and of no attention
+    gate.register_forward_pre_hook(lambda *_: patch.setattr(torch.nn.functional, "softmax", kept))
+    gate.register_forward_hook(lambda *_: patch.undo())
+    for ids in tokens()["input_ids"]:
+        logits = module(ids[None], use_cache=False).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, ids[1:]).backward()
+        shares = seen.pop()
+        assert shares.grad is not None
+        wanted += (shares * shares.grad).abs().sum(0).detach() / SAMPLES
+    estimates = [row.estimate for row in found.rows if ".1." in row.name]
+    assert estimates == pytest.approx(wanted.tolist(), rel=1e-3, abs=1e-7)

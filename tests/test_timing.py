@@ -16,6 +16,7 @@ import zoo
 
 from prunec.cli import main
 from prunec.ir.graph import Graph
+from prunec.timing.laps import Laps
 from prunec.timing.program import Program
 from prunec.timing.stopwatch import Opened, Stopwatch
 from prunec.timing.table import TimeTable
@@ -41,15 +42,15 @@ class Pretended:
     """A stopwatch that counts, and how often it was asked."""
 
     def __init__(self, seconds: Callable[[Graph], float]) -> None:
-        self.seconds, self.opened = seconds, 0
+        self.seconds, self.opened, self.steady = seconds, 0, True
 
     def open(self, _: Stopwatch, program: Program) -> Opened:
         self.opened += 1
         return Opened(lambda: None, program.graph)
 
-    def race(self, programs: Sequence[Opened], laps: Sequence[int] = ()) -> list[float]:
+    def race(self, programs: Sequence[Opened], laps: Sequence[int] = ()) -> Laps:
         graphs: list[Any] = [program.kept for program in programs]
-        return [self.seconds(graph) for graph in graphs]
+        return Laps([[self.seconds(graph)] for graph in graphs], self.steady)
 
 
 @pytest.fixture
@@ -145,6 +146,40 @@ def test_blocks_are_measured_once(
     assert code == 0
     # the dense model, the plan, and what came out
     assert again.opened == 2 + report["notes"]["time"]["plans"] < first.opened
+
+
+@pytest.mark.parametrize(("counted_", "timed"), [("85%", "1.02x"), ("99%", "1.4x")])
+def test_targets_in_time_and_in_size_hold_together(
+    llama: Path, pretend: Callable[..., Pretended], tmp_path: Path, counted_: str, timed: str
+) -> None:
+    """Whichever asks for more decides, and the other is met with room to spare."""
+    pretend()
+    code, report, told = prune(
+        llama, "-o", str(tmp_path / "out"), "--target", f"params={counted_}", "--target",
+        f"speedup={timed}", *PLAIN,
+    )  # fmt: skip
+    assert code == 0, told
+    size, time = report["targets"]
+    assert size["met"]
+    assert time["met"]
+    binding, other = (size, time) if counted_ == "85%" else (time, size)
+    assert binding["left"] / binding["limit"] > other["left"] / other["limit"] + 0.05
+
+
+def test_times_of_a_busy_machine_are_told_and_not_kept(
+    llama: Path, pretend: Callable[..., Pretended], tmp_path: Path
+) -> None:
+    pretend().steady = False
+    code, report, told = prune(
+        llama, "-o", str(tmp_path / "out"), "--target", "speedup=1.3x", *PLAIN
+    )
+    assert code == 0
+    assert "P893" in told
+    assert "P893" in [warning["code"] for warning in report["warnings"]]
+    assert not report["notes"]["time"]["steady"]
+    assert not report["latency"][0]["steady"]
+    assert report["notes"]["time"]["doubtful"] > 0
+    assert not (tmp_path / "cache" / "times").exists()
 
 
 def test_a_damaged_table_is_measured_again(tmp_path: Path) -> None:

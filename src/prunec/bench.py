@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from prunec.artifacts import find_artifacts, for_runtime, for_step
@@ -15,6 +14,7 @@ from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
 from prunec.progress import Progress
 from prunec.reports import plain
 from prunec.runners import Runner
+from prunec.timing.laps import Laps, doubt
 from prunec.workload import DECODE, PREFILL
 
 __all__ = ["BenchOptions", "BenchReport", "BenchRow", "bench", "measure"]
@@ -55,13 +55,15 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What `prunec bench` measured."""
+    """What `prunec bench` measured; not `steady`, and not to be trusted, when the machine was busy
+    with other things."""
 
     phase: str
     batch: int
     length: int
     threads: int | None
     repeat: int
+    steady: bool
     rows: tuple[BenchRow, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -98,8 +100,10 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
         feeds = [
             example_feeds(r.inputs, batch=options.batch, length=length, past=past) for r in runners
         ]
-        times = measure(runners, feeds, options.repeat, advance)
-    medians = [statistics.median(taken) for taken in times]
+        laps = measure(runners, feeds, options.repeat, advance)
+    if not laps.steady:
+        progress.warn(doubt(" and ".join(sorted(set(runtimes)))))
+    medians = laps.medians
     sizes = {_sizes(feed, options) for feed in feeds}
     if len(sizes) > 1:
         problem = f"the models were measured at different sizes: {sorted(sizes)}"
@@ -118,30 +122,31 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
             medians[0] / median,
         )
         for artifact, runtime, runner, feed, taken, median in zip(
-            chosen, runtimes, runners, feeds, times, medians, strict=True
+            chosen, runtimes, runners, feeds, laps.seconds, medians, strict=True
         )
     )
     return BenchReport(
-        options.phase, options.batch, options.length, options.threads, options.repeat, rows
+        options.phase,
+        options.batch,
+        options.length,
+        options.threads,
+        options.repeat,
+        laps.steady,
+        rows,
     )
 
 
 def measure(
-    runners: Sequence[Runner], feeds: Sequence[Feeds], repeat: int, advance: Any = None
-) -> list[list[float]]:
-    """Seconds of `repeat` runs of each model, taken in turns: A B C, A B C, ..."""
-    pairs = list(zip(runners, feeds, strict=True))
-    for runner, feed in pairs * WARM_UP:
-        runner.run(feed)
-    times: list[list[float]] = [[] for _ in pairs]
-    for _ in range(repeat):
-        for taken, (runner, feed) in zip(times, pairs, strict=True):
-            start = time.perf_counter()
-            runner.run(feed)
-            taken.append(time.perf_counter() - start)
-        if advance is not None:
-            advance(1)
-    return times
+    runners: Sequence[Runner],
+    feeds: Sequence[Feeds],
+    repeat: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Laps:
+    """Seconds of `repeat` runs of each model, or of more, taken in turns: A B C, A B C, ..."""
+    runs = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
+    for run in runs * WARM_UP:
+        run()
+    return Laps.of([(run, 1) for run in runs], repeat, step=lambda: advance(1))
 
 
 def _sizes(feed: Feeds, options: BenchOptions) -> tuple[int, int]:

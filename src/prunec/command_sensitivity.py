@@ -27,7 +27,8 @@ __all__ = ["sensitivity"]
     "--groups",
     metavar="ROLE,...",
     callback=listed,
-    help="Only these: query_head, kv_head, neuron, channel, sublayer, layer. [all there are]",
+    help="Only these: query_head, kv_head, neuron, channel, expert, sublayer, layer. [all there "
+    "are]",
 )
 @option("--calibration", default="self", metavar="SOURCE", help="As in prunec prune. [self]")
 @option("--calibration-samples", type=int, default=16, metavar="N", help="Windows. [16]")

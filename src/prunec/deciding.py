@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prunec.ir.diagnostics import Diagnostic
 from prunec.loading import Loaded
@@ -14,12 +14,14 @@ __all__ = ["Decided"]
 
 @dataclass(frozen=True)
 class Decided:
-    """A model without the regions that go, and how many indices stay of the groups of the rest."""
+    """A model without the regions that go, and how many indices stay of the groups of the rest;
+    `notes` are for the report."""
 
     loaded: Loaded
     choice: Choice
     counts: Mapping[str, int]
     warnings: tuple[Diagnostic, ...] = ()
+    notes: Mapping[str, object] = field(default_factory=dict)
 
     def same(self, other: Decided) -> bool:
         """Whether both come to the same model."""

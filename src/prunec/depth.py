@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +33,9 @@ __all__ = [
     "watch",
     "without",
 ]
+
+SCREENED, FINALISTS = 2, 4
+"""All candidates are measured on about so many windows, and so many of them on all."""
 
 
 def candidates(loaded: Loaded, options: PruneOptions) -> tuple[Region, ...]:
@@ -138,14 +142,23 @@ def _layers(loaded: Loaded, regions: Sequence[Region]) -> list[tuple[str, int]]:
 @dataclass(frozen=True)
 class Watched:
     """A whole model and windows to judge its regions by; `losses` are those without some regions
-    and one more, as far as they were measured. A search draws by `seed` and keeps what it knows in
-    `state`."""
+    and each of some more, as far as they were measured. A search draws by `seed` and keeps what
+    it knows in `state`."""
 
     loaded: Loaded
     windows: Sequence[Mapping[str, Any]]
     seed: int = 0
     state: State | None = None
-    losses: dict[tuple[tuple[str, ...], str], float] = field(default_factory=dict)
+    losses: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, float]] = field(
+        default_factory=dict
+    )
+
+    def known(self, gone: Sequence[Region]) -> float | None:
+        """The loss without some regions, where all windows were measured without them."""
+        names = tuple(region.name for region in gone)
+        rows = (found for (before, _), found in self.losses.items() if before == names[:-1])
+        losses = (found.get(names[-1], math.inf) for found in rows) if names else iter(())
+        return next((loss for loss in losses if loss < math.inf), None)
 
 
 def watch(
@@ -232,12 +245,11 @@ Met = Callable[[Sequence[Region]], bool]
 def _sleb(
     watched: Watched, found: Sequence[Region], met: Met, progress: Progress
 ) -> list[Region] | None:
-    def losses(gone: Sequence[Region], left: Sequence[Region]) -> dict[str, float]:
-        without = tuple(region.name for region in gone)
-        new = [region for region in left if (without, region.name) not in watched.losses]
-        measured = _losses(watched, gone, new, progress) if new else {}
-        watched.losses.update({(without, name): loss for name, loss in measured.items()})
-        return {region.name: watched.losses[without, region.name] for region in left}
+    def losses(gone: Sequence[Region], left: Sequence[Region]) -> Mapping[str, float]:
+        asked = (tuple(r.name for r in gone), tuple(r.name for r in left))
+        if asked not in watched.losses:
+            watched.losses[asked] = _losses(watched, gone, left, progress)
+        return watched.losses[asked]
 
     return greedy(found, losses, met)
 
@@ -245,10 +257,20 @@ def _sleb(
 def _losses(
     watched: Watched, gone: Sequence[Region], left: Sequence[Region], progress: Progress
 ) -> dict[str, float]:
-    """The loss without what is gone and each other region."""
+    """The loss without what is gone and each other region; infinite for those that are not among
+    the `FINALISTS` on a few of the windows."""
     loaded, windows = watched.loaded, watched.windows
-    with progress.step(f"Choosing region {len(gone) + 1}", len(left) * len(windows)) as advance:
-        return loaded.engine.losses(loaded, windows, gone, left, lambda: advance(1))
+
+    def measured(what: str, some: Sequence[Any], rows: Sequence[Region]) -> dict[str, float]:
+        with progress.step(f"{what} region {len(gone) + 1}", len(rows) * len(some)) as advance:
+            return loaded.engine.losses(loaded, some, gone, rows, lambda: advance(1))
+
+    few = windows[:: max(1, len(windows) // SCREENED)]
+    last, others = left, {region.name: math.inf for region in left}
+    if len(few) < len(windows) and len(left) > FINALISTS:
+        first = measured("Screening", few, left)
+        last = sorted(left, key=lambda region: first[region.name])[:FINALISTS]
+    return others | measured("Choosing", windows, last)
 
 
 def _shortgpt(

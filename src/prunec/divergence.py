@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prunec.backends.forward import Forward
-from prunec.loading import Overlaid
+from prunec.loading import Overlaid, SlicedWeights
 from prunec.masking import LOGITS, MaskedWeights, gives_logits
 from prunec.outputs import Outputs, SquaredError
 from prunec.passes.compress import select
 from prunec.passes.coupling import Coupling, Group
 from prunec.passes.profile import Array, Weights
+from prunec.passes.rewrite import rewrite
+from prunec.passes.routing import routes
 from prunec.passes.score import Scores
 
 __all__ = ["MaskedDivergence"]
@@ -30,8 +32,9 @@ class MaskedDivergence:
     """`self(counts)`: the distance when each group keeps its indices of highest score; infinite
     when the outputs are not finite.
 
-    A group that no layer consumes is masked in all its parameters. Nothing is refitted, and a
-    norm over a pruned axis still counts what is masked. Each call is one pass over the windows.
+    A group that no layer consumes is masked in all its parameters, and experts are left out, so
+    that tokens go to those that stay. Nothing is refitted, and a norm over a pruned axis still
+    counts what is masked. Each call is one pass over the windows.
     """
 
     def __init__(
@@ -52,8 +55,13 @@ class MaskedDivergence:
             for g in self.groups
             if counts[g.name] < g.size
         }
-        masked = MaskedWeights(self.coupling, self.weights, self.groups, selections)
-        program = Forward(self.coupling.graph, Overlaid(self.weights, masked), self.windows)
+        # what the program chooses from cannot be masked: it would choose the zeros
+        sliced = {g.name for g in self.groups if routes(self.coupling, g)} & selections.keys()
+        others = [group for group in self.groups if group.name not in sliced]
+        masked = MaskedWeights(self.coupling, self.weights, others, selections)
+        smaller = rewrite(self.coupling, {name: selections[name] for name in sliced})
+        weights = SlicedWeights(Overlaid(self.weights, masked), smaller.kept)
+        program = Forward(smaller.graph, weights, self.windows)
         total = _Logits() if gives_logits(self.coupling.graph) else SquaredError()
         for window in range(len(self.windows)):
             for dense, small in zip(self.dense.pieces(window), program.pieces(window), strict=True):

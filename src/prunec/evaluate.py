@@ -16,7 +16,6 @@ or, where it gives one vector for each text, that one.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -171,8 +170,7 @@ def _measure(
         pooled = _pooled(predict, corpus.windows, advance)
         similarity = None if reference is None else _similarity(pooled, reference, artifact)
     feeds = example_feeds(runner.inputs, batch=1, length=length)
-    (times,) = measure([runner], [feeds], LATENCY_REPEAT)
-    latency = statistics.median(times)
+    (latency,) = measure([runner], [feeds], LATENCY_REPEAT).medians
     sizes = (runner.params, runner.bytes)
     return EvalRow(artifact.name, artifact.kind, *sizes, latency, confusion, similarity), pooled
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from prunec.backends.heap import BUDGET
 from prunec.calibrating import Calibrated
 from prunec.loading import Loaded, Overlaid
@@ -19,7 +21,8 @@ from prunec.passes.allocators import Allocator, Budget, Counts, Evidence
 from prunec.passes.compress import Site, score_all, sites
 from prunec.passes.coupling import Consumer, Group
 from prunec.passes.profile import Seen, Stream, Weights
-from prunec.passes.score import Criterion, Ranked
+from prunec.passes.routing import EXPERTS, expert_scores
+from prunec.passes.score import Criterion, Ranked, Scores
 from prunec.progress import Progress
 
 __all__ = ["PROBED", "WINDOWS", "allocate", "gather", "in_order", "share_out"]
@@ -29,6 +32,13 @@ WINDOWS = 16
 
 PROBED = 4
 """Windows that layers are weighed and whole plans compared on, at most."""
+
+EXPERT, WEIGHTS = "expert", EXPERTS[-1]
+MEASURED = 4
+"""Counts at which it is measured what fewer experts of one layer cost, at most."""
+
+WORST = 100.0
+"""Nats that stand for a divergence which is not finite."""
 
 SCORED = frozenset({"scores", "curves", "divergence"})
 
@@ -91,8 +101,10 @@ def gather(
     calibrated: Calibrated | None,
     needs: frozenset[str],
     progress: Progress,
+    experts: str = WEIGHTS,
 ) -> Evidence:
-    """The fields of `Evidence` named in `needs`; those not asked for stay empty.
+    """The fields of `Evidence` named in `needs`; those not asked for stay empty. Experts are scored
+    as `experts` says; what fewer of them cost is measured on the program itself.
 
     Without calibration data only a criterion of the weights alone can be asked for, and neither
     influence, weight nor divergence. A criterion of slopes must have seen them. Raises PrunecError
@@ -106,11 +118,42 @@ def gather(
     scores = {name: found.scores for name, found in ranked.items()}
     curves = {name: found.curve for name, found in ranked.items() if found.curve is not None}
     few = spread(batches, PROBED)
+    chosen = [group for group in groups if group.role == EXPERT] if batches else []
+    if chosen and scores and experts != WEIGHTS:
+        routed = loaded.engine.routed(loaded, batches, chosen)
+        scores |= {name: expert_scores(experts, found) for name, found in routed.items()}
+    if chosen and "curves" in needs:
+        curves |= _expert_curves(loaded, chosen, scores, few, progress)
     weight = _weights(loaded, groups, batches, memory, progress) if "weight" in needs else {}
     divergence = None
     if "divergence" in needs:
         divergence = loaded.engine.divergence(loaded, groups, scores, few)
     return Evidence(scores, curves, influence, weight, divergence)
+
+
+def _expert_curves(
+    loaded: Loaded,
+    groups: Sequence[Group],
+    scores: Mapping[str, Scores],
+    windows: Sequence[Inputs],
+    progress: Progress,
+) -> dict[str, Scores]:
+    """The divergence from the dense program with the best experts of one layer alone, at a few
+    counts and by interpolation in between; no count costs less than a larger one."""
+    full = {group.name: group.size for group in groups}
+    divergence = loaded.engine.divergence(loaded, groups, scores, windows)
+    curves = {}
+    with progress.step("Measuring experts", len(groups)) as advance:
+        for group in groups:
+            steps = np.linspace(
+                group.least, group.size, min(MEASURED, group.size - group.least) + 1
+            )
+            counts = sorted({round(step) for step in steps.tolist()})
+            found = divergence([{**full, group.name: count} for count in counts[:-1]])
+            rising = np.maximum.accumulate([0.0, *np.minimum(found, WORST)[::-1]])[::-1]
+            curves[group.name] = np.interp(np.arange(group.size + 1), counts, rising)
+            advance(1)
+    return curves
 
 
 def spread(batches: Sequence[Inputs], windows: int) -> tuple[Inputs, ...]:

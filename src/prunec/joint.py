@@ -22,7 +22,7 @@ from prunec.options import PruneOptions
 from prunec.passes.allocators import Allocator, Evidence
 from prunec.passes.regions import Region
 from prunec.passes.score import Criterion, Curved
-from prunec.planning import choose_groups, make_budget, settle_uniform
+from prunec.planning import Choice, choose_groups, make_budget, settle_uniform
 from prunec.progress import Progress
 
 __all__ = ["Contest", "contest"]
@@ -46,8 +46,11 @@ class Contest:
         """The cheapest plan. Raises PrunecError when no number of regions meets the targets."""
         widths = replace(self.options, groups=self.options.width_roles)
         plans: list[tuple[float, Decided]] = []
+        rows: list[dict[str, object]] = []
         refusals: list[PrunecError] = []
         for count, loss in enumerate(self.losses):
+            last = self.order[count - 1].name if count else None
+            rows.append({"removed": last, "depth": loss - self.losses[0], "expected": None})
             try:
                 decided = _planned(
                     self.loaded, self.order[:count], widths, self.allocator, self.evidence
@@ -57,7 +60,9 @@ class Contest:
                     raise
                 refusals.append(error)
                 continue
-            plans.append((loss - self.losses[0] + _expected(decided, self.evidence), decided))
+            expected = loss - self.losses[0] + _expected(decided, self.evidence)
+            rows[-1]["expected"] = expected
+            plans.append((expected, decided))
         if not plans:
             raise refusals[-1]
         expected, best = min(plans, key=lambda plan: plan[0])
@@ -66,7 +71,7 @@ class Contest:
         if self.loaded.file is not None:
             told = f"distance of the outputs {expected:.3g}"
         progress.note(f"{names} goes as a whole, of {len(self.order)} in order; expected {told}")
-        return best
+        return replace(best, notes={"depth": rows})
 
 
 def contest(
@@ -85,14 +90,26 @@ def contest(
     order = ordered_regions(watched, options, progress)
     evidence = gather(
         loaded, in_order(loaded, dense.groups), criterion, calibrated,
-        CURVES | allocator.needs, progress,
+        CURVES | allocator.needs, progress, options.experts,
     )  # fmt: skip
     prefixes = [order[:count] for count in range(len(order) + 1)]
-    with progress.step("Measuring depth", len(prefixes)) as advance:
-        losses = loaded.engine.without(
-            watched.loaded, watched.windows, prefixes, lambda: advance(1)
-        )
-    return Contest(loaded, options, allocator, order, losses, evidence)
+    known = {len(gone): watched.known(gone) for gone in prefixes}  # an order may have met them
+    new = [gone for gone in prefixes if known[len(gone)] is None]
+    with progress.step("Measuring depth", len(new)) as advance:
+        found = loaded.engine.without(watched.loaded, watched.windows, new, lambda: advance(1))
+    measured = known | {len(gone): loss for gone, loss in zip(new, found, strict=True)}
+    losses = [loss for _, loss in sorted(measured.items()) if loss is not None]
+    return Contest(loaded, options, allocator, order, losses, _of_all(dense, evidence))
+
+
+def _of_all(dense: Choice, evidence: Evidence) -> Evidence:
+    """The same, with plans judged in the whole program, where regions that go are as they were."""
+    divergence, sizes = evidence.divergence, {group.name: group.size for group in dense.groups}
+    if divergence is None:
+        return evidence
+    return replace(
+        evidence, divergence=lambda plans: divergence([{**sizes, **plan} for plan in plans])
+    )
 
 
 def _check(loaded: Loaded, options: PruneOptions, criterion: Criterion) -> None:
@@ -145,7 +162,7 @@ def _planned(
 def _expected(decided: Decided, evidence: Evidence) -> float:
     """The increase in loss by the error curves of the widths, in nats a token."""
     return sum(
-        evidence.weight.get(name, 0.0) * float(evidence.curves[name][count])
+        evidence.weight.get(name, 1.0) * float(evidence.curves[name][count])
         for name, count in decided.counts.items()
         if name in evidence.curves
     )

@@ -44,7 +44,7 @@ def latency_rows(pruned: Pruned, progress: Progress) -> tuple[LatencyRow, ...]:
         asked = replace(options, runtime=runtime, length=_length(pruned), phase=PREFILL)
         try:
             clock = start_clock(loaded.whole, asked, progress)
-            clock.race(loaded, pruned.selections, pruned.replaced)
+            pruned.race(clock)
             rows.append(_row(clock))
         except (MemoryError, OSError):
             raise
@@ -76,6 +76,7 @@ def _row(clock: Clock) -> LatencyRow:
         length=watch.length if tokens else None,
         dense=last.dense,
         pruned=last.left,
+        steady=last.steady,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from prunec.depth import Watched
     from prunec.joint import Contest
     from prunec.layout import HfLayout
+    from prunec.timing.clock import Clock
 
 __all__ = ["Pruned", "inspect", "measured", "prune", "run_passes", "write"]
 
@@ -58,11 +59,19 @@ class Pruned(Outcome):
 
     options: PruneOptions
     compressed: Compressed
+    notes: Mapping[str, object] = field(default_factory=dict)
     sliced: ClassVar[bool] = True
 
     @property
     def selections(self) -> Mapping[str, Selection]:
         return self.compressed.selections
+
+    def race(self, clock: Clock) -> None:
+        """Measure it beside the dense model; warns of a measurement that cannot be trusted."""
+        clock.race(self.loaded, self.selections, self.replaced)
+        if clock.doubt is not None:
+            clock.progress.warn(clock.doubt)
+            self.warnings += (clock.doubt,)
 
 
 def inspect(options: InspectOptions, progress: Progress | None = None) -> InspectReport:
@@ -160,7 +169,9 @@ class _Run(Run[PruneOptions]):
             decided = decide()
         self.warn(decided.warnings)
         self.loaded = decided.loaded
-        return self._finish(decided.choice, decided.counts, self._layout(decided.counts))
+        pruned = self._finish(decided.choice, decided.counts, self._layout(decided.counts))
+        pruned.notes = decided.notes
+        return pruned
 
     def _in_time(self, decide: Callable[[], Decided]) -> Decided:
         """Decide by a clock, until it holds what was measured."""
@@ -266,7 +277,7 @@ class _Run(Run[PruneOptions]):
             if self.evidence is None:
                 self.evidence = gather(
                     self.loaded, ordered, self.criterion, self.calibrated, self.allocator.needs,
-                    self.progress,
+                    self.progress, self.options.experts,
                 )  # fmt: skip
             return share_out(self.allocator, ordered, budget, self.evidence, self.progress)
 
@@ -332,7 +343,7 @@ class _Run(Run[PruneOptions]):
         )
         if self.loaded.clock is not None:
             with self.timed("race"):
-                self.loaded.clock.race(self.loaded, pruned.selections, pruned.replaced)
+                pruned.race(self.loaded.clock)
         return pruned
 
     def _followers(self) -> tuple[Group, ...]:

@@ -65,7 +65,8 @@ def regions_of(loaded: Loaded, plan: Mapping[str, Any], path: Path) -> list[Regi
         return [loaded.regions[name] for name in names]
     raise fail(
         "P836",
-        f"the plan removes {unknown[0]}, and the model has no such region",
+        f"the plan removes {unknown[0]}, and the model has no region of that name, with one"
+        " entry and one exit of the same type",
         where=str(path),
         help=f"`prunec inspect {loaded.source.name}` lists what can go as a whole",
         exit_code=Exit.USAGE,

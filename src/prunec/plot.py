@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from prunec.sensitivity import SensitivityReport, SensitivityRow
 
 __all__ = ["picture"]
+
+NUMBERED = re.compile(r".*?\b\d+\b")
+LEAST = 1e-6
+"""What costs less, or nothing at all, is drawn as so much."""
 
 STYLE: Any = {"svg.hashsalt": "prunec", "font.size": 8}
 
@@ -39,27 +44,40 @@ def damage(row: SensitivityRow) -> float:
 
 
 def _layers(rows: Sequence[SensitivityRow]) -> list[str]:
-    return list(dict.fromkeys(row.layer for row in rows))
+    """The first numbered modules on the paths of what was removed, in their order."""
+    return list(dict.fromkeys(_placed(row)[0] for row in rows))
+
+
+def _placed(row: SensitivityRow) -> tuple[str, str]:
+    """The numbered module that something lies in, and what it is there."""
+    path = row.name.partition("/")[0]
+    layer = NUMBERED.match(path)
+    inside = path[layer.end() :].removeprefix(".") if layer else ""
+    return layer[0] if layer else path, f"{inside} {row.role}".strip()
 
 
 def _heat(axes: Any, rows: Sequence[SensitivityRow], report: SensitivityReport) -> None:
-    """One line a module, one cell for each thing in it that was removed alone."""
+    """One line a layer; columns of what it has, each index of a group beside the others."""
     from matplotlib.colors import LogNorm
 
     layers = _layers(rows)
-    places: dict[str, int] = {}
-    cells: list[tuple[int, int, float]] = []
+    columns: dict[tuple[str, int | None], int] = {}
+    for what in dict.fromkeys(_placed(row)[1] for row in rows):
+        indices = {row.index for row in rows if _placed(row)[1] == what}
+        for index in sorted(indices, key=lambda i: -1 if i is None else i):
+            columns[what, index] = len(columns)
+    grid = [[float("nan")] * len(columns) for _ in layers]
     for row in rows:
-        line = layers.index(row.layer)
-        column = places.get(row.layer, 0)
-        places[row.layer] = column + 1
-        cells.append((line, column, max(damage(row), 1e-6)))
-    grid = [[float("nan")] * max(places.values()) for _ in layers]
-    for line, column, value in cells:
-        grid[line][column] = value
+        layer, what = _placed(row)
+        grid[layers.index(layer)][columns[what, row.index]] = max(damage(row), LEAST)
     image = axes.imshow(grid, aspect="auto", norm=LogNorm(), cmap="viridis")
     axes.set_yticks(range(len(layers)), layers, fontsize=5)
-    axes.set_xlabel("heads, sublayers and layers, in the order of the table")
+    firsts: dict[str, int] = {}
+    for (what, _), column in columns.items():
+        firsts.setdefault(what, column)
+    axes.set_xticks(list(firsts.values()), list(firsts), rotation=30, ha="right", fontsize=6)
+    for column in list(firsts.values())[1:]:
+        axes.axvline(column - 0.5, color="white", linewidth=2)
     axes.set_title(f"removed alone: {_what(report)}")
     axes.figure.colorbar(image, ax=axes)
 
@@ -69,9 +87,10 @@ def _curves(axes: Any, rows: Sequence[SensitivityRow], report: SensitivityReport
     layers = _layers(rows)
     for kept in sorted({row.kept for row in rows if row.kept is not None}, reverse=True):
         own = [row for row in rows if row.kept == kept]
-        x = [layers.index(row.layer) for row in own]
-        axes.plot(x, [max(damage(row), 1e-6) for row in own], marker=".", label=f"{kept:.0%} left")
+        x = [layers.index(_placed(row)[0]) for row in own]
+        axes.plot(x, [max(damage(row), LEAST) for row in own], marker=".", label=f"{kept:.0%} left")
     axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("layer")
     axes.set_title(f"widths: {_what(report)}")
     axes.legend()

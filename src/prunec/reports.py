@@ -165,7 +165,8 @@ class FrontRow:
 @dataclass(frozen=True)
 class LatencyRow:
     """Median seconds of the dense and of the pruned model, measured in turns; `threads` None is as
-    many as the runtime takes, `length` the tokens of each sequence, None where none are read."""
+    many as the runtime takes, `length` the tokens of each sequence, None where none are read. They
+    are not `steady`, and not to be trusted, when the machine was busy with other things."""
 
     runtime: str
     version: str
@@ -175,6 +176,7 @@ class LatencyRow:
     length: int | None
     dense: float
     pruned: float
+    steady: bool = True
 
 
 @dataclass(frozen=True)

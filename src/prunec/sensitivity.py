@@ -9,31 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prunec.backends.torch_first_order import Gate, first_order
-from prunec.backends.torch_variants import Change, Masked, Variant, bypass, run_variants
-from prunec.calibrating import Calibrated, calibrate
+from prunec.backends.torch_first_order import first_order
+from prunec.backends.torch_variants import Variant, run_variants
+from prunec.calibrating import calibrate
 from prunec.damage import Damage, Found, Sums, damage_of
-from prunec.depth import features, single_windows
-from prunec.evidence import gather
+from prunec.depth import single_windows
 from prunec.hashes import hash_source
-from prunec.ir.axes import positions
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
 from prunec.loading import Loaded, load
-from prunec.metering import Meter
 from prunec.options import PruneOptions
 from prunec.output import staged
-from prunec.passes.compress import select
-from prunec.passes.coupling import Consumer, Group
-from prunec.passes.criteria import CRITERIA
-from prunec.passes.regions import DEPTH_ROLES, Region
+from prunec.passes.coupling import Group
+from prunec.passes.regions import Region
 from prunec.progress import Progress
+from prunec.removals import RATIOS, ROLES, Removal, SensitivityRow, first_use, removable, removals
 from prunec.reports import plain
 from prunec.state import State, kept_state
 from prunec.sweep import Sweep, pieces
@@ -41,14 +37,6 @@ from prunec.workers import Workers, check_engine, workers
 
 __all__ = ["RATIOS", "SensitivityOptions", "SensitivityReport", "SensitivityRow", "sensitivity"]
 
-ROLES = ("query_head", "kv_head", "neuron", "channel", *DEPTH_ROLES)
-"""What is removed by default, where the model has it."""
-
-WIDTHS = ("neuron", "channel")
-RATIOS = (0.75, 0.5, 0.25)
-"""Of widths not every index is removed alone: these shares stay, those of highest score."""
-
-SCORE = "wanda"
 REPORT = "sensitivity.json"
 SAVE_EVERY = 20.0
 """Seconds between two saves of what is measured."""
@@ -76,28 +64,6 @@ class SensitivityOptions:
 
 
 @dataclass(frozen=True)
-class SensitivityRow:
-    """One removal: of index `index` of a group, of all but the share `kept`, or of a region.
-
-    `params` go with it. `loss` (nats a token), `perplexity` and `error` (relative squared error of
-    the outputs) are increases over the dense model, `divergence` the mean KL divergence from it;
-    what does not apply is NaN. `estimate` is the first-order one.
-    """
-
-    name: str
-    role: str
-    layer: str
-    index: int | None
-    kept: float | None
-    params: int
-    loss: float = float("nan")
-    perplexity: float = float("nan")
-    divergence: float = float("nan")
-    error: float = float("nan")
-    estimate: float = float("nan")
-
-
-@dataclass(frozen=True)
 class SensitivityReport:
     """What was found, in the order of the program; `skipped` says what could not be measured.
     `seconds` are those of measuring alone: on the clock, and of the processor."""
@@ -115,15 +81,6 @@ class SensitivityReport:
         found = plain(asdict(self))
         assert isinstance(found, dict)
         return found
-
-
-@dataclass(frozen=True)
-class _Removal:
-    """A row to fill, how it is measured, and how it is estimated."""
-
-    row: SensitivityRow
-    variant: Variant
-    gates: tuple[Gate, ...]
 
 
 def sensitivity(options: SensitivityOptions, progress: Progress) -> SensitivityReport:
@@ -207,7 +164,7 @@ class _Run:
         calibrated = calibrate(loaded, _as_prune(options), self.progress)
         windows = single_windows(calibrated, options.calibration_samples)
         skipped: dict[str, str] = {}
-        found = list(self._removals(loaded, groups, regions, calibrated, skipped))
+        found = list(removals(loaded, groups, regions, calibrated, skipped, self.progress))
         wall, cpu = time.perf_counter(), time.process_time()
         score = damage_of(loaded, windows)
         if options.fast:
@@ -224,7 +181,7 @@ class _Run:
         )  # fmt: skip
 
     def _estimated(
-        self, loaded: Loaded, windows: Sequence[Mapping[str, Any]], found: Sequence[_Removal]
+        self, loaded: Loaded, windows: Sequence[Mapping[str, Any]], found: Sequence[Removal]
     ) -> list[SensitivityRow]:
         gates = {removal.variant.name: removal.gates for removal in found}
         with self.progress.step("Estimating"):
@@ -235,7 +192,7 @@ class _Run:
         self,
         loaded: Loaded,
         windows: Sequence[Mapping[str, Any]],
-        found: Sequence[_Removal],
+        found: Sequence[Removal],
         score: Damage,
     ) -> tuple[list[SensitivityRow], Found]:
         kept = _Kept(score, [r.variant.name for r in found], self.state)
@@ -277,38 +234,13 @@ class _Run:
         sweep = Sweep(loaded.graph, dict(loaded.weights), windows, variants, score.text)
         workers.pool(sweep)(left, done)
 
-    def _removals(
-        self,
-        loaded: Loaded,
-        groups: Sequence[Group],
-        regions: Sequence[Region],
-        calibrated: Calibrated,
-        skipped: dict[str, str],
-    ) -> Iterator[_Removal]:
-        wide = [g for g in groups if g.role in WIDTHS]
-        scores = (
-            gather(
-                loaded, wide, CRITERIA[SCORE](), calibrated, frozenset({"scores"}), self.progress
-            ).scores
-            if wide
-            else {}
-        )
-        for group in groups:
-            if len(group.consumers) != 1:
-                skipped[group.name] = f"{len(group.consumers)} layers read it, not one"
-            elif group.role in WIDTHS:
-                yield from _widths(loaded, group, scores[group.name])
-            else:
-                yield from _indices(loaded, group)
-        yield from (_region(loaded, region) for region in regions)
-
 
 def _chosen(loaded: Loaded, options: SensitivityOptions) -> tuple[list[Group], list[Region]]:
     """The groups and regions of the roles asked for, in the order of the program."""
     roles = options.groups or ROLES
     producers = loaded.graph.producers
-    groups = [g for g in loaded.coupling.groups if g.role in roles and g.size > 1 and g.consumers]
-    groups.sort(key=lambda g: producers[g.consumers[0].op])
+    groups = [g for g in loaded.coupling.groups if g.role in roles and removable(loaded, g)]
+    groups.sort(key=lambda g: producers[g.consumers[0].op] if g.consumers else first_use(loaded, g))
     regions = [r for r in loaded.regions.values() if r.role in roles]
     found = {g.role for g in groups} | {r.role for r in regions}
     missing = [role for role in options.groups if role not in found]
@@ -326,70 +258,6 @@ def _chosen(loaded: Loaded, options: SensitivityOptions) -> tuple[list[Group], l
         ],
         Exit.USAGE,
     )
-
-
-def _indices(loaded: Loaded, group: Group) -> Iterator[_Removal]:
-    """Every index alone; under every index of its parent, where it has one."""
-    (consumer,) = group.consumers
-    axis = loaded.graph.types[consumer.input].axes[consumer.input_dim]
-    own = positions(axis, group.name)[0]
-    outer = np.zeros_like(own) if group.parent is None else positions(axis, group.parent)[0]
-    size = 1 if group.parent is None else loaded.coupling.by_name[group.parent].size
-    params = _freed(loaded, {group.name: group.size - 1}) // size
-    for number in range(size * group.size):
-        parent, index = divmod(number, group.size)
-        gone = np.flatnonzero((own == index) & (outer == parent))
-        yield _masked(loaded, group, consumer, gone, f"{group.name}[{number}]", params, number)
-
-
-def _widths(loaded: Loaded, group: Group, scores: Any) -> Iterator[_Removal]:
-    """Only the share of highest score stays."""
-    (consumer,) = group.consumers
-    axis = loaded.graph.types[consumer.input].axes[consumer.input_dim]
-    for ratio in RATIOS:
-        count = max(1, round(ratio * group.size))
-        keep = select(scores, count, group).keep
-        gone = np.flatnonzero(~np.isin(positions(axis, group.name)[0], keep))
-        params = _freed(loaded, {group.name: count})
-        name = f"{group.name}@{ratio:.0%}"
-        yield _masked(loaded, group, consumer, gone, name, params, kept=ratio)
-
-
-def _masked(
-    loaded: Loaded,
-    group: Group,
-    consumer: Consumer,
-    gone: Any,
-    name: str,
-    params: int,
-    index: int | None = None,
-    kept: float | None = None,
-) -> _Removal:
-    change: Change = Masked(consumer.input, consumer.input_dim, gone)
-    start = loaded.graph.producers[consumer.op]
-    row = SensitivityRow(name, group.role, group.name.rpartition("/")[0], index, kept, params)
-    gate = Gate(consumer.input, consumer.input_dim, gone)
-    return _Removal(row, Variant(name, start, (change,)), (gate,))
-
-
-def _region(loaded: Loaded, region: Region) -> _Removal:
-    dim = features(loaded, region.exit)
-    smaller = Meter(loaded.without([region]))("params", {})
-    row = SensitivityRow(
-        region.name,
-        region.role,
-        region.name.rpartition("/")[0],
-        None,
-        None,
-        Meter(loaded)("params", {}) - smaller,
-    )
-    gates = tuple(Gate(branch, dim) for branch in region.branches)
-    return _Removal(row, bypass(loaded.graph, region), gates)
-
-
-def _freed(loaded: Loaded, counts: Mapping[str, int]) -> int:
-    meter: Callable[[str, Mapping[str, int]], int] = Meter(loaded)
-    return meter("params", {}) - meter("params", counts)
 
 
 def _filled(row: SensitivityRow, found: Found, dense: Found) -> SensitivityRow:

@@ -162,7 +162,7 @@ def _together(options: PruneOptions, loaded: Loaded, done: Sequence[Pruned]) -> 
         seconds=_seconds(done),
     )
     if loaded.clock is not None:
-        loaded.clock.race(loaded, selections, changed)
+        found.race(loaded.clock)
     return found
 
 

@@ -108,7 +108,7 @@ def prune_report(
     loaded, options = pruned.loaded, pruned.options
     meter, dense = Meter(loaded, options.workload), Meter(loaded.whole, options.workload)
     counts = {name: s.count for name, s in pruned.compressed.selections.items()}
-    notes: dict[str, object] = {"unrestored": pruned.compressed.unrestored}
+    notes: dict[str, object] = {"unrestored": pruned.compressed.unrestored, **pruned.notes}
     if loaded.clock is not None:
         notes["time"] = loaded.clock.describe(loaded, counts)
     if pruned.calibrated is not None:

@@ -12,7 +12,7 @@ regions, by their names.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunec.ir.axes import Selection
+from prunec.ir.diagnostics import Diagnostic
 from prunec.passes.cost import Cost
 from prunec.passes.coupling import Coupling
 from prunec.passes.cutouts import cut_out, fingerprint, groups_of, leaves
@@ -27,6 +28,7 @@ from prunec.passes.overlaid import Overlaid
 from prunec.passes.profile import Weights
 from prunec.passes.rewrite import Rewritten, rewrite
 from prunec.progress import Progress
+from prunec.timing.laps import doubt
 from prunec.timing.program import Programs, TracedPrograms
 from prunec.timing.stopwatch import Opened, Stopwatch
 from prunec.timing.table import TimeTable, table_for
@@ -54,11 +56,12 @@ MOST_LAPS = 8
 
 @dataclass(frozen=True)
 class Race:
-    """Median seconds of the dense and of a smaller program, measured in turns; `counts` are those
-    of a plan that was tried out."""
+    """Median seconds of the dense and of a smaller program, measured in turns, and whether these
+    can be trusted; `counts` are those of a plan that was tried out."""
 
     dense: float
     left: float
+    steady: bool = True
     counts: Mapping[str, int] | None = None
 
 
@@ -98,8 +101,9 @@ class _Block:
 @dataclass
 class Clock:
     """Times programs made of one `whole` model, or of a model with the same groups and regions.
-    `gain` is what corrects the time that a plan is predicted to save, `races` are the comparisons
-    so far, the last one being of the result."""
+    `gain` is what corrects the time that a plan is predicted to save, `doubtful` counts entries of
+    the table that the machine disturbed, `races` are the comparisons so far, the last one being of
+    the result."""
 
     whole: Loaded
     programs: Programs
@@ -107,6 +111,7 @@ class Clock:
     table: TimeTable
     progress: Progress
     gain: float = 1.0
+    doubtful: int = 0
     races: list[Race] = field(default_factory=list)
     _ratios: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
     _opened: dict[str, Opened] = field(default_factory=dict)
@@ -169,14 +174,14 @@ class Clock:
         for block in self.blocks:
             amounts[block.kind.key] = amounts.get(block.kind.key, 0) + 1
         kinds = {block.kind.key: block.kind for block in self.blocks}
-        key = self._key("shares", fingerprint(self.whole.graph))
-        times = self.table.get(key)
-        if times is None:
+        key = self._key("blocks", fingerprint(self.whole.graph))
+        known = self.table.get(key)
+        if known is None:
             with self.progress.step("Timing blocks"):
                 programs = [self._dense(kind) for kind in kinds.values()]
-                laps = [min(amounts[key], MOST_LAPS) for key in kinds]
-                times = self.stopwatch.race([self._whole, *programs], [1, *laps])[1:]
-            self.table.put(key, times)
+                laps = [min(amounts[name], MOST_LAPS) for name in kinds]
+                known = self._raced(key, [self._whole, *programs], [1, *laps])
+        times = known[1:]
         total = sum(amounts[key] * t for key, t in zip(kinds, times, strict=True))
         return {key: t / total for key, t in zip(kinds, times, strict=True)}
 
@@ -190,7 +195,7 @@ class Clock:
     @cached_property
     def _first(self) -> float:
         with self.progress.step("Timing the dense model"):
-            return self.stopwatch.race([self._whole])[0]
+            return self.stopwatch.race([self._whole]).medians[0]
 
     @property
     def dense(self) -> float:
@@ -253,9 +258,17 @@ class Clock:
         known = self.table.get(key)
         if known is None:
             variant = self._open(kind, smaller)
-            known = self.stopwatch.race([variant, self._dense(kind)])
-            self.table.put(key, known)
+            known = self._raced(key, [variant, self._dense(kind)])
         return known[0] / known[1]
+
+    def _raced(self, key: str, programs: Sequence[Opened], laps: Sequence[int] = ()) -> list[float]:
+        """Times of programs; the table keeps those that can be trusted."""
+        found = self.stopwatch.race(programs, laps)
+        if found.steady:
+            self.table.put(key, found.medians)
+        else:
+            self.doubtful += 1
+        return found.medians
 
     def _dense(self, kind: Kind) -> Opened:
         if kind.key not in self._opened:
@@ -292,9 +305,15 @@ class Clock:
     def _race(self, timed: Loaded, smaller: Rewritten, weights: Weights) -> Race:
         with self.progress.step("Timing the smaller model"):
             program = self.stopwatch.open(self.programs.of(timed, smaller, weights))
-            dense, left = self.stopwatch.race([self._whole, program])
-        self.races.append(Race(dense, left))
+            found = self.stopwatch.race([self._whole, program])
+        dense, left = found.medians
+        self.races.append(Race(dense, left, found.steady))
         return self.races[-1]
+
+    @property
+    def doubt(self) -> Diagnostic | None:
+        """What to say of the last comparison when it cannot be trusted."""
+        return None if self.races[-1].steady else doubt(self.stopwatch.runtime)
 
     def describe(self, loaded: Loaded, counts: Mapping[str, int]) -> dict[str, object]:
         """What was measured, for a report: seconds, and what the first plan and the one that was
@@ -310,6 +329,8 @@ class Clock:
             "dense": last.dense,
             "pruned": last.left,
             "speedup": last.dense / last.left,
+            "steady": last.steady,
+            "doubtful": self.doubtful,
             "predicted": self._composed(loaded, counts),
             "gain": self.gain,
             "plans": len(self.races) - 1,

@@ -65,6 +65,7 @@ def _told(race: Race, predicted: float) -> str:
     return (
         f"measured {1e3 * race.left:.1f} ms of {1e3 * race.dense:.1f} ms dense"
         f" ({race.dense / race.left:.2f}x), predicted {1e3 * predicted:.1f} ms"
+        + ("" if race.steady else "; the machine was busy with other things")
     )
 
 
@@ -77,7 +78,8 @@ def _missed(targets: Sequence[Target], seen: Sequence[tuple[Decided, Race]]) -> 
                 f"target {target.text} does not hold: the fastest of {len(seen)} plans takes"
                 f" {target.show(race.left)} beside {target.show(race.dense)} of the dense model"
                 f" ({race.dense / race.left:.2f}x), where {target.show(target.limit(race.dense))}"
-                " are allowed",
+                " are allowed"
+                + ("" if race.steady else "; the machine was busy with other things"),
                 "--target",
                 help="ask for less, add roles to --groups, or measure on a machine that does"
                 " nothing else",

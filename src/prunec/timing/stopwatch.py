@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,15 +17,13 @@ from prunec.feeds import Feeds, InputSpec, example_feeds
 from prunec.ir.graph import Graph, Value
 from prunec.ir.sizes import dim_size
 from prunec.runners import open_onnx, open_openvino
+from prunec.timing.laps import Laps
 from prunec.timing.program import Program
 from prunec.workload import PREFILL
 
 __all__ = ["Opened", "Stopwatch"]
 
 WARM_UP = 2
-ROUNDS = 7
-"""The least number of turns: the median of so many survives three disturbed ones."""
-
 SECONDS = 1.0
 """Turns go on until they have taken so long."""
 
@@ -70,21 +66,15 @@ class Stopwatch:
         runner = opener(path, self.threads)
         return Opened(lambda: runner.run(feeds), folder)
 
-    def race(
-        self, programs: Sequence[Opened], laps: Sequence[int] = (), seconds: float = SECONDS
-    ) -> list[float]:
-        """Median seconds of each program, taken in turns: A B C, A B C, ... `laps` is how often
-        each runs in one turn (by default once); the time is that of one run."""
-        runs = list(zip(programs, laps or [1] * len(programs), strict=True))
-        times: list[list[float]] = [[] for _ in runs]
+    def race(self, programs: Sequence[Opened], laps: Sequence[int] = ()) -> Laps:
+        """Seconds of each program, taken in turns: A B C, A B C, ... `laps` is how often each runs
+        in one turn (by default once); the time is that of one run."""
+        counts = laps or [1] * len(programs)
+        runs = [(program.run, count) for program, count in zip(programs, counts, strict=True)]
         with self._threaded():
-            for program, _ in runs * WARM_UP:
-                program.run()
-            start = time.perf_counter()
-            while len(times[0]) < ROUNDS or time.perf_counter() - start < seconds:
-                for taken, (program, count) in zip(times, runs, strict=True):
-                    taken += [_timed(program) for _ in range(count)]
-        return [median(taken) for taken in times]
+            for run, _ in runs * WARM_UP:
+                run()
+            return Laps.of(runs, seconds=SECONDS)
 
     @contextlib.contextmanager
     def _threaded(self) -> Iterator[None]:
@@ -115,12 +105,6 @@ class Stopwatch:
         symbols |= {"batch": self.batch} if "batch" in symbols else {}
         shape = tuple(dim_size(dim, symbols) for dim in value.type.shape)
         return InputSpec(value.name[1:], np.dtype(NUMPY_DTYPES[value.type.dtype]).name, shape)
-
-
-def _timed(program: Opened) -> float:
-    start = time.perf_counter()
-    program.run()
-    return time.perf_counter() - start
 
 
 def _in_torch(program: Program, feeds: Feeds) -> Opened:
