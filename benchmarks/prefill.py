@@ -98,7 +98,7 @@ def _times(dense: Path, pruned: Path, threads: int, repeat: int) -> list[list[fl
 
     runners = [open_onnx(path, threads) for path in (dense, pruned)]
     feeds = [example_feeds(runner.inputs, batch=1, length=LENGTH) for runner in runners]
-    return [list(taken) for taken in measure(runners, feeds, repeat).seconds]
+    return [list(taken) for taken in measure(runners, feeds, repeat, alone=threads == 1).seconds]
 
 
 if __name__ == "__main__":

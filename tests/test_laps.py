@@ -16,10 +16,12 @@ from prunec.timing.laps import PATIENCE, Laps, waited
 QUIET, BUSY = 0.0, 0.6
 
 
-def play(monkeypatch: pytest.MonkeyPatch, *programs: Iterator[tuple[float, float]]) -> Laps:
+def play(
+    monkeypatch: pytest.MonkeyPatch, *programs: Iterator[tuple[float, float]], alone: bool = False
+) -> Laps:
     """Laps of programs of which each is told seconds and the share that is waited."""
     monkeypatch.setattr(subject, "_lap", lambda run: run())
-    return Laps.of([(lambda p=p: next(p), 1) for p in programs], rounds=3)
+    return Laps.of([(lambda p=p: next(p), 1) for p in programs], rounds=3, alone=alone)
 
 
 def repeated(*laps: tuple[float, float]) -> Iterator[tuple[float, float]]:
@@ -46,6 +48,12 @@ def test_it_gives_up_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.seconds == [[3.0, 4.0, 5.0]]
 
 
+def test_what_one_thread_waited_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = play(monkeypatch, repeated((2.0, 0.5), (1.0, 0.0), (24.0, 0.95)), alone=True)
+    assert found.steady
+    assert set(found.seconds[0]) == {1.0}
+
+
 def test_laps_that_differ_too_much_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system does not tell who waited."""
     assert not play(monkeypatch, repeated((1.0, 0.0), (2.0, 0.0), (2.2, 0.0))).steady
@@ -66,6 +74,12 @@ def test_who_shares_a_core_waits() -> None:
         while time.perf_counter() - start < 0.6:
             pass
         assert 0.2 < waited() - before < 0.7
+        shared = Laps.of([(lambda: sum(range(3_000_000)), 1)], alone=True)
+        os.sched_setaffinity(0, allowed)
+        for other in others:
+            other.kill()
+        quiet = Laps.of([(lambda: sum(range(3_000_000)), 1)], alone=True)
+        assert shared.medians == pytest.approx(quiet.medians, rel=0.4)
     finally:
         os.sched_setaffinity(0, allowed)
         for other in others:

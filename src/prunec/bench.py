@@ -100,7 +100,8 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
         feeds = [
             example_feeds(r.inputs, batch=options.batch, length=length, past=past) for r in runners
         ]
-        laps = measure(runners, feeds, options.repeat, advance)
+        alone = options.threads == 1
+        laps = measure(runners, feeds, options.repeat, advance, alone=alone)
     if not laps.steady:
         progress.warn(doubt(" and ".join(sorted(set(runtimes)))))
     medians = laps.medians
@@ -141,12 +142,14 @@ def measure(
     feeds: Sequence[Feeds],
     repeat: int,
     advance: Callable[[int], None] = lambda done: None,
+    *,
+    alone: bool = False,
 ) -> Laps:
     """Seconds of `repeat` runs of each model, or of more, taken in turns: A B C, A B C, ..."""
     runs = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
     for run in runs * WARM_UP:
         run()
-    return Laps.of([(run, 1) for run in runs], repeat, step=lambda: advance(1))
+    return Laps.of([(run, 1) for run in runs], repeat, step=lambda: advance(1), alone=alone)
 
 
 def _sizes(feed: Feeds, options: BenchOptions) -> tuple[int, int]:

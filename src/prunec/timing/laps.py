@@ -2,7 +2,8 @@
 
 A lap counts when the threads of this process have hardly waited for a processor meanwhile, which
 Linux tells for each of them. Others are thrown out, and more are taken in their place, up to a
-point. What then is left is either steady, or said not to be.
+point. What then is left is either steady, or said not to be. Where one thread does all the work,
+what it has waited is known to be no part of the work, and is taken off.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ ROUNDS = 7
 
 WAITED = 0.05
 """A lap is disturbed when its threads have waited for a processor for a larger share of it."""
+
+WAITED_ALONE = 0.6
+"""The same where it is taken off: what is left would be more of coming back than of going on."""
 
 UNEVEN = 1.5
 """Laps whose median takes so many times as long as the shortest are no measurement."""
@@ -50,21 +54,24 @@ class Laps:
         rounds: int = ROUNDS,
         seconds: float = 0.0,
         step: Callable[[], None] = lambda: None,
+        alone: bool = False,
     ) -> Laps:
         """Take turns, A B C, A B C, ..., at least `rounds` and until `seconds` are over; `step` is
-        called after each of the first `rounds`."""
+        called after each of the first `rounds`, `alone` says that one thread does the work."""
+        most = WAITED_ALONE if alone else WAITED
         taken: list[list[tuple[float, float]]] = [[] for _ in runs]
         start, turns = time.perf_counter(), 0
-        while _goes_on(taken, turns, rounds, time.perf_counter() - start, seconds):
+        while _goes_on(taken, turns, rounds, time.perf_counter() - start, seconds, most):
             for laps, (run, count) in zip(taken, runs, strict=True):
                 laps += [_lap(run) for _ in range(count)]
             turns += 1
             if turns <= rounds:
                 step()
-        counted = [[lap for lap, waited in laps if waited <= WAITED] for laps in taken]
-        enough = all(len(laps) >= rounds for laps in counted)
+        chosen = [[lap for lap in laps if lap[1] <= most] for laps in taken]
+        enough = all(len(laps) >= rounds for laps in chosen)
         if not enough:
-            counted = [[lap for lap, _ in sorted(laps, key=_waiting)[:rounds]] for laps in taken]
+            chosen = [sorted(laps, key=_waiting)[:rounds] for laps in taken]
+        counted = [[lap * (1 - share if alone else 1) for lap, share in laps] for laps in chosen]
         return cls(counted, enough and all(median(laps) <= UNEVEN * min(laps) for laps in counted))
 
     @property
@@ -78,12 +85,13 @@ def _goes_on(
     rounds: int,
     spent: float,
     seconds: float,
+    most: float,
 ) -> bool:
     if turns < rounds or spent < seconds:
         return True
     if turns >= PATIENCE * rounds and spent >= PATIENCE * seconds:
         return False
-    return any(sum(share <= WAITED for _, share in laps) < rounds for laps in taken)
+    return any(sum(share <= most for _, share in laps) < rounds for laps in taken)
 
 
 def _waiting(lap: tuple[float, float]) -> float:

@@ -74,7 +74,7 @@ class Stopwatch:
         with self._threaded():
             for run, _ in runs * WARM_UP:
                 run()
-            return Laps.of(runs, seconds=SECONDS)
+            return Laps.of(runs, seconds=SECONDS, alone=self.threads == 1)
 
     @contextlib.contextmanager
     def _threaded(self) -> Iterator[None]:
