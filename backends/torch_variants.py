@@ -126,8 +126,11 @@ class _Sliced(Program):
 
 
 class Score(Protocol):
-    """Told what the program gives for each window (`name` None), then what each variant does.
-    What it knows of a window already is not run again."""
+    """Told what the program gives for each window (`name` None) when it `compares` with that, then
+    what each variant does. What it knows of a window already is not run again."""
+
+    @property
+    def compares(self) -> bool: ...
 
     def __call__(self, name: str | None, window: int, result: Result) -> None: ...
 
@@ -183,9 +186,10 @@ class Runner:
                 step()
             if not open_:
                 continue
-            env = self.program.start(window)
-            self.flow.run(env, 0, self.tail.start)
-            score(None, number, Result(self.tail, env))
+            if score.compares:
+                env = self.program.start(window)
+                self.flow.run(env, 0, self.tail.start)
+                score(None, number, Result(self.tail, env))
             start = self.program.start(window)
             _continued(self.flow, self.tail, start, open_, number, score, step)
 

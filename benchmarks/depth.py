@@ -96,7 +96,7 @@ def _worth(dense: Path) -> str:
     """The parameters without so many layers."""
     report = measured(prunec("inspect", dense, "--json")).expect(0).json()
     layers = [region["params"] for region in report["regions"] if region["role"] == "layer"]
-    return f"{(report['sizes']['params'] - LAYERS * layers[0]) / 1e6:.4f}M"
+    return f"{(report['sizes']['params'] - LAYERS * layers[0]) / 1e6:.6f}M"
 
 
 def _order(rows: Sequence[Document]) -> list[str]:

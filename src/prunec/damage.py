@@ -53,10 +53,11 @@ the squares of the difference and of the dense outputs."""
 
 
 class Damage:
-    """A `prunec.backends.torch_variants.Score` that keeps sums of every variant and window."""
+    """A `prunec.backends.torch_variants.Score` that keeps sums of every variant and window. Of text
+    the loss alone is known without the `divergence`, and then the dense program is not run."""
 
-    def __init__(self, windows: Windows, text: bool) -> None:
-        self.windows, self.text = windows, text
+    def __init__(self, windows: Windows, text: bool, divergence: bool = True) -> None:
+        self.windows, self.text, self.divergence = windows, text, divergence
         self.sums: Sums = {}
         self.dense: list[Any] = []
         counts = [_tokens(window) for window in windows] if text else []
@@ -73,6 +74,10 @@ class Damage:
     def knows(self, name: str, window: int) -> bool:
         return (name, window) in self.sums
 
+    @property
+    def compares(self) -> bool:
+        return self.divergence or not self.text
+
     def found(self, name: str | None) -> Found:
         """What was measured of a variant, or of the program itself (None)."""
         parts = [self.sums[name, window] for window in range(len(self.windows))]
@@ -88,11 +93,12 @@ class Damage:
         at, loss, divergence = 0, 0.0, 0.0
         for place, logits in enumerate(logits_of(result)):
             norm = logits.norm()
-            if name is None:
+            if self.divergence and name is None:
                 self.dense.append(_Dense.of(logits, norm))
-            dense = self.dense[place]
-            # sum p (log p - log q) = sum p log p + log Z - sum p z
-            divergence += dense.own + float((norm - logits.mean(dense.weight)).double().sum())
+            if self.divergence:
+                dense = self.dense[place]
+                # sum p (log p - log q) = sum p log p + log Z - sum p z
+                divergence += dense.own + float((norm - logits.mean(dense.weight)).double().sum())
             targets = written[at + 1 : at + 1 + len(norm)].long()
             lost = (norm[: len(targets)] - logits.at(targets)).double()
             loss += float(lost[used[at + 1 : at + 1 + len(norm)]].sum())
@@ -121,9 +127,9 @@ class _Dense:
         return cls(weight, float((logits.mean(weight) - norm).double().sum()))
 
 
-def damage_of(loaded: Loaded, windows: Windows) -> Damage:
+def damage_of(loaded: Loaded, windows: Windows, divergence: bool = True) -> Damage:
     """An empty score of the kind that suits the model."""
-    return Damage(windows, writes_text(loaded))
+    return Damage(windows, writes_text(loaded), divergence)
 
 
 def _written(window: Mapping[str, Any]) -> Any:

@@ -88,7 +88,7 @@ class TorchEngine:
         left: Sequence[Region],
         step: Callable[[], None],
     ) -> dict[str, float]:
-        score = damage_of(loaded, windows)
+        score = damage_of(loaded, windows, divergence=False)
         graph, stand_ins = bypassed(loaded.graph, gone)
         graph = dce(graph)
         moved = [replace(r, entry=stand_ins.get(r.entry, r.entry)) for r in left]
@@ -106,7 +106,7 @@ class TorchEngine:
     ) -> list[float]:
         found = []
         for gone in sets:
-            score = damage_of(loaded, windows)
+            score = damage_of(loaded, windows, divergence=False)
             forward = Forward(loaded.without(gone).graph, loaded.weights, windows)
             for number in range(len(windows)):
                 score(None, number, forward.result(number))
