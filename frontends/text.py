@@ -38,6 +38,13 @@ LARGE = 4_000_000
 CHARACTERS = 16
 """Characters of a large text set aside for each token; ordinary text needs 3 to 5."""
 
+PART = 1 << 16
+"""Characters that are tokenised at a time."""
+AROUND = 256
+"""Characters on both sides of a place that show whether a text can be cut there."""
+SPACE = re.compile(r"\S(?=\s)")
+"""The last letter of a word: white space belongs to what follows it, or to itself."""
+
 MARKS = (" @-@ ", " @,@ ", " @.@ ")
 # What the word-level form did to the text, and how it is undone, in this order.
 UNDO: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -168,10 +175,34 @@ def frame(tokenizer: Any) -> Frame:
 
 
 def tokenise(text: str, tokenizer: Any) -> Ids:
-    """Token ids of a text without special tokens."""
+    """Token ids of a text without special tokens; of a long one a part at a time, since tokenizers
+    keep tens of bytes for every character of what they are given."""
+    found, start = [], 0
+    while start < len(text):
+        stop = _seam(text, start + PART, tokenizer)
+        found.append(_encoded(text[start:stop], tokenizer))
+        start = stop
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _encoded(text: str, tokenizer: Any) -> Ids:
     with _told("fails", getattr(tokenizer, "name_or_path", "")):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return np.asarray(ids, np.int64)
+
+
+def _seam(text: str, most: int, tokenizer: Any) -> int:
+    """A place shortly before `most` where a text can be cut without changing its tokens: before
+    white space, where that shows in what lies around it; the end, where it does not."""
+    end = SPACE.search(text, most - AROUND, most) if most < len(text) else None
+    if end is None:
+        return len(text)
+    at = end.end()
+    before, after = text[at - AROUND : at], text[at : at + AROUND]
+    apart = [_encoded(part, tokenizer) for part in (before, after)]
+    if not np.array_equal(np.concatenate(apart), _encoded(before + after, tokenizer)):
+        return len(text)
+    return at
 
 
 def windows(text: str, tokenizer: Any, length: int, where: str = "") -> Ids:

@@ -5,6 +5,7 @@ Everything is undone when the trace ends: the model is left as it was found.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import Cache, PreTrainedModel, masking_utils
 from transformers.exporters import exporter_dynamo  # noqa: F401  fills the table of patches
-from transformers.exporters.utils import apply_patches
+from transformers.exporters.utils import _PATCHES, apply_patches
 from transformers.utils.generic import ModelOutput
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "every_hit",
     "traceable",
 ]
+
+DYNAMO, MODELS = "dynamo", "transformers.models."
 
 
 @contextmanager
@@ -82,10 +85,19 @@ def _without_caches(model: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-def _patches() -> AbstractContextManager[None]:
+@contextmanager
+def _patches() -> Iterator[None]:
     """What transformers itself replaces in its models while it exports them: loops over data, and
-    kernels that branch on sizes."""
-    return cast(AbstractContextManager[None], apply_patches("dynamo"))
+    kernels that branch on sizes. In those that are imported: any others it would import, dozens."""
+    own = [patch for patch in _PATCHES[DYNAMO] if _is_there(patch[0])]
+    with mock.patch.dict(_PATCHES, {DYNAMO: own}), apply_patches(DYNAMO):
+        yield
+
+
+def _is_there(path: str) -> bool:
+    """Whether a path is not one of a model's module (`transformers.models.llama.modeling_llama`)
+    that is yet to be imported."""
+    return not path.startswith(MODELS) or ".".join(path.split(".")[:4]) in sys.modules
 
 
 def _no_empty_masks() -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from worded import WORDS, Letters, Make, maker, refused, text, tokenizer, told
 
+from prunec.frontends import text as reading
 from prunec.frontends.calibration import Calibration, calibration, detokenise_wikitext, windows
 from prunec.frontends.source import resolve
 from prunec.frontends.text import Frame, frame, spread_windows
@@ -64,6 +66,28 @@ def test_large_texts_are_tokenised_in_places(monkeypatch: pytest.MonkeyPatch) ->
     body = ids[:, 1:-1]
     assert (body >= 3).all(), "no word is cut"
     assert (np.diff(body) % WORDS == 1).all()
+
+
+def joined(part: str, **_: object) -> dict[str, list[int]]:
+    """A tokenizer with tokens of the end of a word and what follows: a cut changes them."""
+    return {"input_ids": [sum(map(ord, two)) for two in re.findall(r"\S\s|\S|\s", part)]}
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+def test_long_texts_are_tokenised_in_parts(cuts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens are those of the whole text: where a cut would change them, there is none."""
+    monkeypatch.setattr(reading, "PART", 600)
+    content, given = text(2000), list[int]()
+    whole = Letters([], []) if cuts else joined
+
+    def tokenizer(part: str, **options: object) -> dict[str, list[int]]:
+        given.append(len(part))
+        found: dict[str, list[int]] = whole(part, **options)
+        return found
+
+    found = reading.tokenise(content, tokenizer)
+    assert found.tolist() == whole(content, add_special_tokens=False)["input_ids"]
+    assert (max(given) <= 600) == cuts
 
 
 def test_text_file(make: Make, tmp_path: Path) -> None:

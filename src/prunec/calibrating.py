@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,7 @@ def calibrate(loaded: Loaded, options: RunOptions, progress: Progress) -> Calibr
     ]
     if loaded.file is not None and len(batches) > 1:  # a last one that is not full may not fit
         batches = [batch for batch in batches if _rows(batch) == width]
+    gc.collect()  # a tokenizer lies in a cycle
     trim()  # tokenising a long text takes hundreds of megabytes
     described = {"origin": found.origin, "windows": len(found), "tokens": found.tokens}
     return Calibrated(
