@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from prunec.backends.interpreter import Arrays, Env, Program, Step
-from prunec.ir.graph import Graph, Op, Ref
+from prunec.backends.endings import by_position, is_product, value_of
+from prunec.backends.interpreter import Arrays, Env, Program, Step, without_parameters
+from prunec.backends.torch_tables import Table
+from prunec.ir.graph import Graph, Op
 
 __all__ = ["Factors", "Forward", "Result", "Tail"]
 
@@ -26,8 +28,6 @@ SEGMENT = 64 << 20
 PIECE = 32 << 20
 POSITIONS = 1
 """The dimension of positions in (batch, position, feature)."""
-
-LINEAR = "aten.linear.default"
 
 
 class Forward:
@@ -46,13 +46,11 @@ class Forward:
     def _advance(self, start: int, end: int) -> None:
         opened: Env = {}
         for op in self.program.graph.ops[start:end]:
-            for name in op.operands:
-                if name.startswith("@") and name not in opened:
-                    opened[name] = self.program.parameter(name)
+            self.program.operands(op, opened)
         for i, env in enumerate(self.envs):
             env |= opened
             self.program.advance(env, start, end)
-            self.envs[i] = {k: v for k, v in env.items() if not k.startswith("@")}
+            self.envs[i] = without_parameters(env)
 
     @torch.no_grad()
     def pieces(self, window: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -67,16 +65,17 @@ class Forward:
 @dataclass(frozen=True)
 class Factors:
     """An output that is a product, before it is multiplied: `states` (batch, positions, features),
-    `weight` (outputs, features) and `bias` (outputs,) or None."""
+    `weight` (outputs, features), a large one in parts, and `bias` (outputs,) or None."""
 
     states: torch.Tensor
-    weight: torch.Tensor
+    weight: torch.Tensor | Table
     bias: torch.Tensor | None
 
     def slices(self, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Some outputs of all positions at a time, as many as fit `size` bytes, and which."""
+        """Some outputs of all positions at a time, and which: as many as fit
+        `size` bytes, and their weights too."""
         rows = self.states.shape[:-1].numel()
-        width = max(1, size // (4 * rows))
+        width = max(1, size // (4 * max(rows, self.states.shape[-1])))
         for start in range(0, len(self.weight), width):
             some = slice(start, start + width)
             bias = None if self.bias is None else self.bias[some]
@@ -107,27 +106,31 @@ class Tail:
     has several outputs. `start` is the place of the first."""
 
     def __init__(self, program: Program) -> None:
-        self.program, self.ops = program, _tail(program.graph)
+        self.program, self.ops = program, by_position(program.graph)
         self.start = len(program.graph.ops) - len(self.ops)
         self.weights: Env = {}
 
-    def opened(self) -> Tail:
-        """The same with its weights at hand."""
+    def opened(self, *, tables: bool = False) -> Tail:
+        """The same with its weights at hand, large `tables` too if they are to be."""
         for op in self.ops:
-            self.program.operands(op, self.weights)
-        self.weights = {k: v for k, v in self.weights.items() if k.startswith("@")}
+            names = op.operands if tables else self.program.whole(op)
+            for name in dict.fromkeys(names):
+                if name.startswith("@"):
+                    self.weights[name] = self.program.parameter(name)
         return self
 
     def factors(self, env: Env) -> Factors | None:
         """The output before its last operation, when that is a product with a stored weight."""
-        if not self.ops or not _product(self.ops[-1]):
+        if not self.ops or not is_product(self.ops[-1]):
             return None
-        name = _input(self.ops[0])
+        name = value_of(self.ops[0])
         inner = {**self.weights, name: env[name]}
         for op in self.ops[:-1]:
             (inner[op.result],) = self._step(op)(inner)
-        states, *stored = (inner[name] for name in self.ops[-1].operands)
-        return Factors(states, stored[0], stored[1] if len(stored) > 1 else None)
+        last = self.ops[-1]
+        states, weight, *bias = last.operands
+        stored = inner[weight] if weight in inner else self.program.tables[last.result]
+        return Factors(inner[states], stored, inner[bias[0]] if bias else None)
 
     def _step(self, op: Op) -> Step:
         return self.program.steps[self.program.graph.producers[op.result]]
@@ -139,7 +142,7 @@ class Tail:
             yield self.program.outputs(env)
             return
         first, last = self.ops[0], self.ops[-1]
-        name = _input(first)
+        name = value_of(first)
         value = env[name]
         features = max(int(d) for op in self.ops for d in op.types[0].shape[-1:])
         most = max(1, PIECE // (4 * features * len(value)))
@@ -165,42 +168,3 @@ def _segments(graph: Graph, stop: int) -> Iterator[tuple[int, int]]:
         held += size
     if start < stop:
         yield start, stop
-
-
-def _tail(graph: Graph) -> tuple[Op, ...]:
-    """The last operations, as far as they work position by position on one value of three
-    dimensions; none when the program has several outputs."""
-    if len(graph.outputs) != 1:
-        return ()
-    found: list[Op] = []
-    uses = graph.uses
-    for op in reversed(graph.ops):
-        wanted = _input(found[-1]) if found else graph.outputs[0][1]
-        once = not uses.get(wanted) if not found else len(uses[wanted]) == 1
-        if op.result != wanted or not once or not _by_position(op, graph):
-            break
-        found.append(op)
-    return tuple(reversed(found))
-
-
-def _by_position(op: Op, graph: Graph) -> bool:
-    """Whether each position of the result depends on the same position of one value alone."""
-    values = [name for name in op.operands if not name.startswith("@")]
-    if len(values) != 1 or len(op.results) != 1:
-        return False
-    shapes = [graph.types[name].shape for name in (values[0], op.result)]
-    if any(len(shape) != 3 for shape in shapes) or not isinstance(shapes[1][-1], int):
-        return False
-    if op.name == LINEAR:
-        return isinstance(op.args[0], Ref) and op.args[0].name == values[0]
-    weights = [graph.types[name].shape for name in op.operands if name.startswith("@")]
-    return op.pointwise and all(len(shape) <= 1 for shape in weights)
-
-
-def _product(op: Op) -> bool:
-    """Whether a value meets a stored weight, and a stored bias or none."""
-    return op.name == LINEAR and all(name.startswith("@") for name in list(op.operands)[1:])
-
-
-def _input(op: Op) -> str:
-    return next(name for name in op.operands if not name.startswith("@"))

@@ -11,6 +11,7 @@ import torch
 
 from prunec.backends.tensors import as_tensor
 from prunec.backends.torch_ops import compile_op, resolve
+from prunec.backends.torch_tables import tables
 from prunec.ir.graph import Graph, Op
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Step",
     "draws",
     "execute",
+    "without_parameters",
 ]
 
 SEED = 0
@@ -51,6 +53,7 @@ class Program:
     """A compiled graph over a store of weights, which are opened when first needed.
 
     Operations whose result is named in `in_double` sum in float64 and round to their own dtype.
+    Large tables are read in parts where the store has parts, and are not among the parameters.
     """
 
     def __init__(self, graph: Graph, weights: Arrays, in_double: Collection[str] = ()) -> None:
@@ -58,6 +61,9 @@ class Program:
         self.steps: list[Step] = [
             _summed_in_double(op) if op.result in in_double else compile_op(op) for op in graph.ops
         ]
+        self.tables = tables(graph, weights) if not in_double else {}
+        for result, table in self.tables.items():
+            self.steps[graph.producers[result]] = table.step()
         self.dying = Lifetimes(graph).dying
         self.draws = any(map(draws, graph.ops))
 
@@ -65,10 +71,17 @@ class Program:
         """The tensor a `@name` stands for, in the dtype that the program computes with."""
         return as_tensor(self.weights[ref[1:]])
 
+    def whole(self, op: Op) -> Iterator[str]:
+        """The parameters that an operation reads as a whole: all but large tables."""
+        table = self.tables.get(op.result) if op.results else None
+        for name in op.operands:
+            if name.startswith("@") and (table is None or name != table.ref):
+                yield name
+
     def operands(self, op: Op, env: Env) -> Env:
         """Open the parameters that an operation uses."""
-        for name in op.operands:
-            if name.startswith("@") and name not in env:
+        for name in self.whole(op):
+            if name not in env:
                 env[name] = self.parameter(name)
         return env
 
@@ -101,6 +114,10 @@ class Program:
         return {name: env[value] for name, value in self.graph.outputs}
 
 
+def without_parameters(env: Env) -> Env:
+    return {name: value for name, value in env.items() if not name.startswith("@")}
+
+
 def draws(op: Op) -> bool:
     """Whether an operation draws random numbers."""
     tags = getattr(resolve(op.name), "tags", ())
@@ -124,12 +141,10 @@ class Flow:
     def run(self, env: Env, start: int, stop: int) -> None:
         """Advance one batch; parameters opened on the way serve the next batches too."""
         for op in self.program.graph.ops[start:stop]:
-            for name in op.operands:
-                if not name.startswith("@"):
-                    continue
+            for name in self.program.whole(op):
                 if name not in self.parameters:
                     self.parameters[name] = self.program.parameter(name)
-                env[name] = self.parameters[name]
+            env |= {name: self.parameters[name] for name in op.operands if name in self.parameters}
         self.program.advance(env, start, stop)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunec.backends.forward import Factors
 from prunec.backends.interpreter import Program
 from prunec.ir.diagnostics import PrunecError, fail
 from prunec.ir.graph import Graph
@@ -23,6 +24,7 @@ __all__ = [
     "Batch",
     "Objective",
     "count_sequences",
+    "cut_inputs",
     "length_of",
     "not_smooth",
     "sequences",
@@ -31,6 +33,9 @@ __all__ = [
 
 Batch = dict[str, Tensor]
 Outputs = Mapping[str, Tensor]
+
+SLICE = 8 << 20
+"""Bytes of logits, or of the table that makes them, at a time."""
 
 ENOUGH = 32
 """Tokens that show whether a program looks ahead."""
@@ -43,6 +48,21 @@ class Objective:
         self.graph = program.graph
         self.pair = _tokens_and_logits(self.graph)
         self.causal = self.pair is not None and _is_causal(program, first, *self.pair)
+
+    @torch.no_grad()
+    def before_product(self, sequence: Batch, factors: Factors) -> Tensor:
+        """The gradient at the states (B, T, n) whose product with a table gives the logits of a
+        causal program, of which only some tokens are held at a time."""
+        assert self.pair is not None
+        following = sequence[self.pair[0]][:, 1:].long()
+        norms = [z.float().logsumexp(-1) for _, z in factors.slices(SLICE)]
+        norm = torch.stack(norms).logsumexp(0)[..., None]
+        found = torch.zeros_like(factors.states, dtype=torch.float32)
+        for some, z in factors.slices(SLICE):
+            found += (z.float() - norm).exp() @ factors.weight[some].float()
+        found[:, :-1] -= factors.weight[following].float()
+        found[:, -1] = 0
+        return (found / following.numel()).to(factors.states.dtype)
 
     @torch.no_grad()
     def gradients(self, sequence: Batch, outputs: Outputs) -> dict[str, Tensor]:
@@ -99,7 +119,7 @@ def _is_causal(program: Program, sequence: Batch, tokens: str, logits: str) -> b
     return bool((before - after).abs().max() <= 1e-4 * max(scale, 1e-12))
 
 
-def _cut(graph: Graph) -> list[str]:
+def cut_inputs(graph: Graph) -> list[str]:
     """Inputs that hold a sequence in each row: those whose first size is that of the first input
     with a run-time one."""
     inputs = [(value.name[1:], value.type.shape) for value in graph.inputs]
@@ -108,13 +128,13 @@ def _cut(graph: Graph) -> list[str]:
 
 
 def count_sequences(graph: Graph, batch: Mapping[str, Any]) -> int:
-    cut = _cut(graph)
+    cut = cut_inputs(graph)
     return len(batch[cut[0]]) if cut else 1
 
 
 def sequences(graph: Graph, batch: Mapping[str, Any]) -> Iterator[Batch]:
     """The sequences of a batch, each as a batch of one; other inputs go along whole."""
-    cut = _cut(graph)
+    cut = cut_inputs(graph)
     values = {v.name[1:]: torch.as_tensor(batch[v.name[1:]]) for v in graph.inputs}
     for i in range(count_sequences(graph, batch)):
         yield {name: v[i : i + 1] if name in cut else v for name, v in values.items()}

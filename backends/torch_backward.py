@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunec.backends.endings import value_of
+from prunec.backends.forward import Factors
 from prunec.backends.heap import BUDGET, trim
-from prunec.backends.interpreter import Env, Flow, Program
+from prunec.backends.interpreter import Env, Flow, Program, without_parameters
 from prunec.backends.objective import Objective, not_smooth, sequences
 from prunec.backends.spill import Spill
 from prunec.backends.torch_spill import TENSORS, nbytes
-from prunec.ir.graph import Graph
+from prunec.ir.graph import Graph, Op
 from prunec.passes.profile import Weights
 
 __all__ = ["Backward", "Stretch"]
@@ -55,11 +57,31 @@ class Backward:
         self.parameters = frozenset(f"@{name}" for name in parameters)
         self.reached = _reached(graph, self.results | self.parameters)
         self.budget = budget
+        self.head: Op | None = None
+
+    @property
+    def end(self) -> int:
+        """Operations that are run: all but the product that the gradient is known without."""
+        return len(self.graph.ops) - (self.head is not None)
+
+    def _head(self) -> Op | None:
+        """The last operation, where it is a product with a large table and nobody asks for a
+        gradient at either."""
+        last = self.graph.ops[-1]
+        asked = self.results.intersection(last.results) or self.parameters & {*last.operands}
+        return None if asked or last.result not in self.program.tables else last
+
+    def factors(self, head: Op, env: Env) -> Factors:
+        """What the last operation would multiply."""
+        states, _, *bias = head.operands
+        stored = self.program.parameter(bias[0]) if bias else None
+        return Factors(env[states].detach(), self.program.tables[head.result], stored)
 
     def __iter__(self) -> Iterator[Stretch]:
         if not self.sequences:
             return
         objective = Objective(self.program, self.sequences[0])
+        self.head = self._head() if objective.causal else None
         ranges = self._cut()
         first = min((i for i, op in enumerate(self.graph.ops) if self._begins(op)), default=None)
         with Spill(TENSORS, self.budget // 2) as spill:
@@ -117,8 +139,8 @@ class Backward:
         env = self.program.start(self.sequences[0])
         alive, weight = [], []
         opened: set[str] = set()
-        for i, op in enumerate(self.graph.ops):
-            new = {name for name in op.operands if name.startswith("@")} - opened
+        for i, op in enumerate(self.graph.ops[: self.end]):
+            new = set(self.program.whole(op)) - opened
             opened |= new
             self.program.operands(op, env)
             weight.append(nbytes({name: env[name] for name in new}))
@@ -177,7 +199,7 @@ class Stretch:
             self._run(env, found)
         above = self._above(sequence, env)
         pairs = [(env[n], g) for n, g in above.items() if n in env and env[n].requires_grad]
-        if not pairs and self.stop == len(self.of.graph.ops):
+        if not pairs and self.stop == self.of.end:
             raise not_smooth(self.of.graph)
         if pairs:
             torch.autograd.backward([v for v, _ in pairs], [g for _, g in pairs])
@@ -198,8 +220,12 @@ class Stretch:
 
     def _above(self, sequence: int, env: Env) -> Mapping[str, Tensor]:
         """Gradients at the values that are alive at the end."""
-        if self.stop < len(self.of.graph.ops):
+        if self.stop < self.of.end:
             return self.spill.take((GRADIENTS, sequence))
+        if (head := self.of.head) is not None:
+            factors = self.of.factors(head, env)
+            inputs = self.of.sequences[sequence]
+            return {value_of(head): self.objective.before_product(inputs, factors)}
         outputs = self.of.program.outputs(env)
         gradients = self.objective.gradients(self.of.sequences[sequence], outputs)
         found: dict[str, Tensor] = {}
@@ -222,10 +248,6 @@ def _listen(value: Any, name: str, found: dict[str, Tensor]) -> Any:
 
 def _differentiable(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def without_parameters(env: Env) -> Env:
-    return {name: value for name, value in env.items() if not name.startswith("@")}
 
 
 def _inside(cut: int, spans: Iterable[tuple[int, int]]) -> bool:

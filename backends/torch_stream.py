@@ -14,13 +14,15 @@ from typing import Any
 import torch
 
 from prunec.backends.heap import BUDGET, trim
-from prunec.backends.interpreter import Env, Flow, Program
+from prunec.backends.interpreter import Env, Flow, Program, without_parameters
+from prunec.backends.pieces import pieces
 from prunec.backends.spill import Spill
+from prunec.backends.torch_moments import Sums, parked_sample, together
 from prunec.backends.torch_spill import TENSORS
 from prunec.ir.graph import Graph
 from prunec.passes.coupling import Consumer
 from prunec.passes.overlaid import Overlaid
-from prunec.passes.profile import Array, Moments, Sample, Seen, Targets, Weights, checked
+from prunec.passes.profile import Array, Sample, Seen, Targets, Weights, checked
 from prunec.passes.residual import joined, junction
 
 __all__ = ["TorchStream"]
@@ -35,8 +37,8 @@ class TorchStream:
 
     With `dense` that program flows beside the pruned one with the same weights, for targets: it
     has all operations that the pruned one has, under the same names. `budget` is what activations
-    may take: half of it what waits, the rest for the batch that runs. Weights that are replaced are
-    kept in `replaced`.
+    may take: a quarter what waits, a quarter what runs, and the rest what is computed of them.
+    Weights that are replaced are kept in `replaced`.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class TorchStream:
         if dense is not None:
             self.flows.append(Flow(Program(dense, weights)))
         self.positions = [0] * len(self.flows)
-        self.store = Spill(TENSORS, budget // 2)
-        self.count = len(batches)
-        for i, batch in enumerate(batches):
-            for j, flow in enumerate(self.flows):
-                self.store.put((i, j), flow.program.start(batch))
+        self.budget = budget
+        self.store = Spill(TENSORS, budget // 4)
+        self.parts = [pieces(graph, batch, budget // 4) for batch in batches]
+        for i, parts in enumerate(self.parts):
+            for k, part in enumerate(parts):
+                for j, flow in enumerate(self.flows):
+                    self.store.put((i, k, j), flow.program.start(part))
 
     def __enter__(self) -> TorchStream:
         return self
@@ -82,45 +86,60 @@ class TorchStream:
         stops = [_stops(flow, consumers) for flow in self.flows]
         firsts = [min(own) for own in stops]
         assert firsts[0] >= self.positions[0], "the stream cannot flow back"
-        apart = "held" in needs and self.count >= HELD_EVERY
-        sums: list[dict[bool, Sample]] = [{} for _ in consumers]
-        changes = [_Change(self.graph, c) if "influence" in needs else None for c in consumers]
+        numbers = range(len(self.parts))
+        apart = "held" in needs and len(numbers) >= HELD_EVERY
+        held = numbers[HELD_EVERY - 1 :: HELD_EVERY] if apart else ()
+        looked = [_Looked(self.graph, consumer, needs) for consumer in consumers]
+        self.store.budget = min(self.budget // 4, max(0, self.budget - _worked_on(looked)))
         for flow in self.flows:
             flow.parameters = {}
-        for batch in range(self.count):
-            envs = [self.store.take((batch, j)) for j in range(len(self.flows))]
+        for number in numbers:
+            if number not in held:
+                self._observe(number, looked, firsts, stops)
+        fit = [parked_sample(look.sample()) for look in looked]
+        for number in held:
+            self._observe(number, looked, firsts, stops)
+        for flow in self.flows:
+            flow.parameters = {}
+        self.positions = firsts
+        trim()
+        found = []
+        for own, look in zip(fit, looked, strict=True):
+            judged, total = together(own, look.sample()) if apart else (None, None)
+            found.append(checked(Seen(own, judged, look.change.mean(), total), look.consumer))
+        return found
+
+    def _observe(
+        self,
+        batch: int,
+        looked: Sequence[_Looked],
+        firsts: Sequence[int],
+        stops: Sequence[Sequence[int]],
+    ) -> None:
+        """Bring a batch to the first of the consumers, and look ahead to all of them."""
+        for part in range(len(self.parts[batch])):
+            keys = [(batch, part, j) for j in range(len(self.flows))]
+            envs = [self.store.take(key) for key in keys]
             for j, flow in enumerate(self.flows):
                 flow.run(envs[j], self.positions[j], firsts[j])
-            held = apart and batch % HELD_EVERY == HELD_EVERY - 1
+                envs[j] = without_parameters(envs[j])
             scratch = [dict(env) for env in envs]
+            for key, env in zip(keys, envs, strict=True):
+                self.store.put(key, env)
+            del envs
             at = list(firsts)
-            for i in sorted(range(len(consumers)), key=stops[0].__getitem__):
+            for i in sorted(range(len(looked)), key=stops[0].__getitem__):
                 for j, flow in enumerate(self.flows):
                     flow.run(scratch[j], at[j], stops[j][i])
                     at[j] = stops[j][i]
-                found = self._sample(consumers[i], scratch, needs, first=held not in sums[i])
-                known = sums[i].get(held)
-                sums[i][held] = found if known is None else known.grown(found)
-                if (change := changes[i]) is not None:
-                    change.look(self.flows[0], scratch[0], at[0])
-            del scratch
-            for j, env in enumerate(envs):
-                kept = {k: v for k, v in env.items() if not k.startswith("@")}
-                self.store.put((batch, j), kept)
-        self.positions = firsts
-        trim()
-        influence = [change.mean() if change is not None else None for change in changes]
-        parts = zip(sums, influence, consumers, strict=True)
-        return [checked(Seen(s[False], s.get(True), i), c) for s, i, c in parts]
+                self._look(looked[i], scratch, at[0])
 
-    def _sample(
-        self, consumer: Consumer, envs: Sequence[Env], needs: frozenset[str], *, first: bool
-    ) -> Sample:
+    def _look(self, looked: _Looked, envs: Sequence[Env], at: int) -> None:
+        consumer = looked.consumer
         x = _rows(envs[0][consumer.input], consumer.input_dim)
-        moments = _moments(x, needs, wide=first)
-        if "targets" not in needs or len(self.flows) == 1:
-            return Sample(moments)
-        return Sample(moments, self._targets(consumer, envs, x))
+        wanted = "targets" in looked.needs and len(self.flows) > 1
+        looked.add(x, self._targets(consumer, envs, x) if wanted else None)
+        looked.change.look(self.flows[0], envs[0], at)
 
     def _targets(self, consumer: Consumer, envs: Sequence[Env], x: torch.Tensor) -> Targets | None:
         """What the dense program gives there, and what the residual stream lacks before it."""
@@ -145,15 +164,52 @@ class TorchStream:
         self.replaced.update(weights)
 
 
+def _worked_on(looked: Sequence[_Looked]) -> int:
+    """Bytes of the second matrix that is there once the largest Gram matrix is worked on: nothing
+    runs then, and what waits makes room."""
+    sizes = [
+        int(look.graph.types[look.consumer.input].shape[look.consumer.input_dim])
+        for look in looked
+        if "gram" in look.needs
+    ]
+    return 8 * max(sizes, default=0) ** 2
+
+
 def _stops(flow: Flow, consumers: Sequence[Consumer]) -> list[int]:
     return [flow.program.graph.producers[consumer.op] for consumer in consumers]
+
+
+class _Looked:
+    """What one consumer has seen so far."""
+
+    def __init__(self, graph: Graph, consumer: Consumer, needs: frozenset[str]) -> None:
+        self.graph, self.consumer, self.needs = graph, consumer, needs
+        self.change = _Change(graph, consumer, wanted="influence" in needs)
+        self.sums: Sums | None = None
+        self.targets: list[Targets | None] = []
+
+    def add(self, x: torch.Tensor, targets: Targets | None) -> None:
+        """Some tokens, and what the consumer should give for them."""
+        if self.sums is None:
+            self.sums, self.targets = Sums(x.shape[1], self.needs), [targets]
+        else:
+            (known,) = self.targets
+            self.targets = [None if known is None or targets is None else known + targets]
+        self.sums.add(x)
+
+    def sample(self) -> Sample:
+        """What was seen since the last sample."""
+        assert self.sums is not None, "no batch has flown"
+        found = Sample(self.sums.moments(), self.targets[0])
+        self.sums = None
+        return found
 
 
 class _Change:
     """How much a layer changes the residual stream: the mean of 1 - cos over all tokens."""
 
-    def __init__(self, graph: Graph, consumer: Consumer) -> None:
-        self.where = junction(graph, consumer.op)
+    def __init__(self, graph: Graph, consumer: Consumer, *, wanted: bool) -> None:
+        self.where = junction(graph, consumer.op) if wanted else None
         rank = len(graph.types[consumer.input].shape)
         self.dim = -1 if consumer.input_dim in (-1, rank - 1) else consumer.input_dim
         self.total, self.tokens = 0.0, 0
@@ -181,15 +237,3 @@ def _rows(value: torch.Tensor, dim: int) -> torch.Tensor:
     """One row a token, (T, n), in float32."""
     x = value.movedim(dim, -1)
     return x.reshape(-1, x.shape[-1]).float()
-
-
-def _moments(x: torch.Tensor, needs: frozenset[str], *, wide: bool) -> Moments:
-    """Sums of one batch in float32, which holds a few thousand tokens well; the first is `wide`,
-    float64, and the others are added to it."""
-    gram = x.T @ x if "gram" in needs else None
-    squares = (x * x).sum(0).double() if gram is None else gram.diagonal().double()
-    if gram is not None and wide:
-        gram = gram.double()
-    absolute = x.abs().sum(0).double().numpy() if "absolute" in needs else None
-    product = gram.numpy() if gram is not None else None
-    return Moments(len(x), squares.numpy(), x.sum(0).double().numpy(), product, absolute)

@@ -168,7 +168,7 @@ class Runner:
     @torch.no_grad()
     def __init__(self, graph: Graph, weights: Mapping[str, npt.NDArray[Any]]) -> None:
         self.program = Program(graph, weights)
-        self.flow, self.tail = Flow(self.program), Tail(self.program).opened()
+        self.flow, self.tail = Flow(self.program), Tail(self.program).opened(tables=True)
 
     @torch.no_grad()
     def run(

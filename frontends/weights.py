@@ -45,6 +45,14 @@ class Weights(Mapping[str, Array]):
     def names(self) -> tuple[str, ...]:
         return tuple(self)
 
+    def parted(self, name: str) -> bool:
+        """Whether rows can be had without the others."""
+        return False
+
+    def rows(self, name: str, where: slice | Array) -> Array:
+        """A copy of these indices of the first dimension; numbers are in rising order."""
+        return np.array(self[name][where])
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
@@ -80,6 +88,12 @@ class WeightStore(Weights):
 
     def __getitem__(self, name: str) -> Array:
         return self._files[name][name]
+
+    def parted(self, name: str) -> bool:
+        return name in self._files
+
+    def rows(self, name: str, where: slice | Array) -> Array:
+        return self._files[name].rows(name, where)
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
@@ -125,6 +139,12 @@ class RenamedStore(Weights):
 
     def __getitem__(self, name: str) -> Array:
         return self.base[self.stored[name]]
+
+    def parted(self, name: str) -> bool:
+        return self.base.parted(self.stored[name])
+
+    def rows(self, name: str, where: slice | Array) -> Array:
+        return self.base.rows(self.stored[name], where)
 
     def __contains__(self, name: object) -> bool:
         return name in self.stored

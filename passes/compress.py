@@ -360,12 +360,12 @@ def _refitted(
     name, dim = consumer.weight.parameter, consumer.weight.dim
     weight = weights[name]
     moved = np.moveaxis(weight, dim, -1)
-    matrix = moved.reshape(-1, weight.shape[dim]).astype(np.float64)
+    matrix = moved.reshape(-1, weight.shape[dim])
     bias_name = bias_of(coupling, consumer)
     bias = None if bias_name is None else weights[bias_name].astype(np.float64)
     restored = restorer.restore(matrix, bias, seen, kept)
     result = np.moveaxis(restored.weight.reshape(moved.shape), -1, dim)
-    changed = {name: np.ascontiguousarray(result.astype(weight.dtype))}
+    changed = {name: np.ascontiguousarray(result)}
     if bias_name is not None and restored.bias is not None:
         changed[bias_name] = restored.bias.astype(weights[bias_name].dtype)
     return changed

@@ -26,7 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from prunec.ir.axes import Indices
-from prunec.passes.pending import Pending, invert
+from prunec.passes.definite import invert
+from prunec.passes.paged import diagonal, loaded
+from prunec.passes.pending import Pending
 
 __all__ = [
     "Quadratic",
@@ -73,10 +75,10 @@ def damped(gram: Matrix, ridge: float) -> Matrix:
 
     The ridge is at least `FLOOR`: G is singular whenever there are more columns than tokens.
     """
-    scale = float(np.mean(np.diag(gram)))
+    scale = float(np.mean(diagonal(gram)))
     if scale <= 0:
         return np.eye(len(gram))
-    found: Matrix = gram.astype(np.float64)  # a copy
+    found = loaded(gram)
     found[np.diag_indices(len(gram))] += max(ridge, FLOOR) * scale
     return found
 

@@ -12,17 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from prunec.ir.axes import Indices
+from prunec.passes.definite import PANEL, subtract
 
-__all__ = ["PANEL", "Pending", "invert"]
+__all__ = ["Pending"]
 
 Matrix = npt.NDArray[np.float64]
-
-PANEL = 96
-"""Columns of updates that may wait: wide enough for matrix products, and the panels (three of
-n x 96) still fit the processor's cache."""
-
-ROWS = 512
-"""Rows that are computed at a time, so that no second matrix is needed."""
 
 
 class Pending:
@@ -95,9 +89,9 @@ class Pending:
         pairs = self._spread(holes), self._spread(order[holes])
         self.first = _moved(self.first, *pairs, len(index))
         self.second = _moved(self.second, *pairs, len(index))
-        _subtract(self.first, left, factor)
+        subtract(self.first, left, factor)
         both = np.concatenate([factor, slope], axis=1)
-        _subtract(self.second, both, np.concatenate([slope, factor], axis=1))
+        subtract(self.second, both, np.concatenate([slope, factor], axis=1))
         self._start(count)
         return order
 
@@ -121,31 +115,6 @@ def _moved(matrix: Matrix, holes: Indices, sources: Indices, size: int) -> Matri
     matrix[holes] = matrix[sources]
     matrix[:, holes] = matrix[:, sources]
     return matrix[:size, :size]
-
-
-def invert(matrix: Matrix) -> Matrix:
-    """The inverse of a symmetric positive definite matrix, in its own memory.
-
-    Blocks of columns are swept out one after the other (Goodnight, The American Statistician
-    1979), which needs no pivoting for such a matrix.
-    """
-    for start in range(0, len(matrix), PANEL):
-        own = slice(start, min(start + PANEL, len(matrix)))
-        inner = np.linalg.inv(matrix[own, own])
-        columns = matrix[:, own].copy()
-        factor = columns @ inner
-        _subtract(matrix, factor, columns)
-        matrix[:, own] = factor
-        matrix[own] = factor.T
-        matrix[own, own] = -inner
-    return np.negative(matrix, out=matrix)
-
-
-def _subtract(matrix: Matrix, left: Matrix, right: Matrix) -> None:
-    """matrix -= left right', a few rows at a time."""
-    for start in range(0, len(matrix), ROWS):
-        rows = slice(start, start + ROWS)
-        matrix[rows] -= left[rows] @ right.T
 
 
 def _product(x: Matrix, y: Matrix) -> Matrix:

@@ -36,7 +36,7 @@ class Moments:
 
     `squares` is the sum of X_j^2, shape (n,); `sums` the sum of X_j, shape (n,); `gram` X'X,
     shape (n, n), and `absolute` the sum of |X_j|, shape (n,), or None when nobody asked for them.
-    All float64.
+    All float64. The Gram matrix may lie in a file, which `prunec.passes.paged` reads in parts.
     """
 
     tokens: int
@@ -149,7 +149,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a consumer saw: tokens to learn from, and others to judge by, or None.
+    """What a consumer saw: tokens to learn from, and others to judge by, or None; `total` is the
+    two together where somebody has added them up.
 
     `influence` is 1 - cos between the residual stream before and after the consumer's output has
     joined it, mean over all tokens; None when nobody asked or there is no such stream.
@@ -158,9 +159,12 @@ class Seen:
     fit: Sample
     held: Sample | None = None
     influence: float | None = None
+    total: Sample | None = None
 
     @property
     def whole(self) -> Sample:
+        if self.total is not None:
+            return self.total
         return self.fit if self.held is None else self.fit + self.held
 
     def __add__(self, other: Seen) -> Seen:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from prunec.ir.axes import Indices, atoms
 from prunec.ir.diagnostics import fail
 from prunec.passes.coupling import Consumer, Coupling, Group
+from prunec.passes.definite import subtract
 from prunec.passes.profile import Array, Moments, Weights
 from prunec.passes.score import Observed, Scores, members
 
@@ -77,7 +78,7 @@ class Reader:
         """W'W, (n, n)."""
         found: Matrix = np.zeros((self.width, self.width))
         for part in self.rows():
-            found += part.T @ part
+            subtract(found, part.T, -part.T)
         return found
 
     def matrix(self) -> Matrix:

@@ -8,7 +8,7 @@ G - T mu mu' for G and so on, and the bias takes what the means then lack.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from prunec.ir.axes import Indices
-from prunec.passes.profile import Sample, Seen
+from prunec.passes.definite import solve, subtract
+from prunec.passes.paged import blocks, diagonal
+from prunec.passes.profile import Array, Sample, Seen
 
 __all__ = [
     "RESTORERS",
@@ -33,10 +35,10 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Restored:
-    """A refitted weight of full width (m, n), zero at the pruned columns, and the new bias (m,)
-    or None where the layer has none."""
+    """A refitted weight of full width (m, n) in the dtype that it had, zero at the pruned columns,
+    and the new bias (m,) or None where the layer has none."""
 
-    weight: Matrix
+    weight: Array
     bias: Matrix | None
 
 
@@ -51,7 +53,7 @@ class Restorer(Protocol):
     def compensates(self) -> bool: ...
 
     def restore(
-        self, weight: Matrix, bias: Matrix | None, seen: Seen, kept: Indices
+        self, weight: Array, bias: Matrix | None, seen: Seen, kept: Indices
     ) -> Restored: ...
 
 
@@ -65,7 +67,7 @@ class BiasOnly:
     needs: ClassVar[frozenset[str]] = frozenset()
     compensates: ClassVar[bool] = False
 
-    def restore(self, weight: Matrix, bias: Matrix | None, seen: Seen, kept: Indices) -> Restored:
+    def restore(self, weight: Array, bias: Matrix | None, seen: Seen, kept: Indices) -> Restored:
         update = np.zeros((len(weight), len(kept)))
         return _assembled(weight, bias, update, seen.whole, kept)
 
@@ -86,25 +88,27 @@ class LeastSquares:
     needs: ClassVar[frozenset[str]] = frozenset({"gram", "held"})
     compensates: ClassVar[bool] = False
 
-    def restore(self, weight: Matrix, bias: Matrix | None, seen: Seen, kept: Indices) -> Restored:
+    def restore(self, weight: Array, bias: Matrix | None, seen: Seen, kept: Indices) -> Restored:
         """Refit `weight` (m, n) for the kept columns; the Gram matrix must have been observed."""
         centred = bias is not None
-        whole = _Problem(weight, seen.whole, kept, centred)
+        whole = seen.whole
         ridge, share = self.ridges[0], 1.0
         if seen.held is not None:
             fit = _Problem(weight, seen.fit, kept, centred)
             held = _Problem(weight, seen.held, kept, centred)
             ridge, share = self._chosen(fit, held)
-        update = share * whole.update(ridge)
-        return _assembled(weight, bias, update, seen.whole, kept)
+            del fit, held
+        update = _Problem(weight, whole, kept, centred).update(ridge)
+        update *= share
+        return _assembled(weight, bias, update, whole, kept)
 
     def _chosen(self, fit: _Problem, held: _Problem) -> tuple[float, float]:
         """The ridge and the share of its update with the least error on the held-out tokens."""
         found = []
         for ridge in self.ridges:
             update = fit.update(ridge)
-            gain = float(np.sum(update * held.lacking))
-            size = float(np.sum((update @ held.inner) * update))
+            gain = float(np.vdot(update, held.lacking))
+            size = held.error(update)
             share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
             found.append((share * share * size - 2 * share * gain, ridge, share))
         _, ridge, share = min(found, key=lambda row: row[0])
@@ -134,52 +138,72 @@ class CrossStream(LeastSquares):
 
 
 class _Problem:
-    """One least-squares problem: `inner` G_KK and `lacking` C_K - W_K G_KK."""
+    """One least-squares problem: `lacking` is C_K - W_K G_KK. The matrix G_KK is not held: it is
+    read some rows at a time, and whole where it is solved with."""
 
-    def __init__(self, weight: Matrix, sample: Sample, kept: Indices, centred: bool) -> None:
+    def __init__(self, weight: Array, sample: Sample, kept: Indices, centred: bool) -> None:
         moments, targets = sample.moments, sample.targets
         assert moments.gram is not None, "the Gram matrix was not asked for"
-        gram = moments.gram
-        mean = moments.sums / max(moments.tokens, 1)
-        if centred:
-            gram = gram - np.outer(moments.sums, mean)
-        self.scale = float(np.mean(np.diag(gram)))
-        self.inner = gram[np.ix_(kept, kept)]
+        self.gram, self.kept = moments.gram, kept
+        self.sums = moments.sums
+        self.mean = moments.sums / max(moments.tokens, 1) if centred else np.zeros_like(self.sums)
+        self.scale = float(np.mean(diagonal(self.gram) - self.sums * self.mean))
         if targets is None:
-            pruned = np.setdiff1d(np.arange(weight.shape[1]), kept)
-            self.lacking = weight[:, pruned] @ gram[np.ix_(pruned, kept)]
-            return
-        cross = targets.cross[:, kept]
-        if centred:
-            cross = cross - np.outer(targets.sums, mean[kept])
-        self.lacking = cross - weight[:, kept] @ self.inner
+            read = np.setdiff1d(np.arange(weight.shape[1]), kept)
+            self.lacking = np.zeros((len(weight), len(kept)))
+        else:
+            read = kept
+            self.lacking = targets.cross[:, kept]
+            if centred:
+                subtract(self.lacking, targets.sums[:, None], self.mean[kept][:, None])
+        for rows, block in self._rows(read):
+            factor = weight[:, read[rows]].astype(np.float64)
+            subtract(self.lacking, factor if targets is not None else -factor, block.T)
+
+    def _rows(self, indices: Indices) -> Iterator[tuple[slice, Matrix]]:
+        """Rows of the (centred) matrix, at the columns that are kept."""
+        for rows, block in blocks(self.gram, indices):
+            found = block[:, self.kept]
+            found -= np.outer(self.sums[indices[rows]], self.mean[self.kept])
+            yield rows, found
 
     def update(self, ridge: float) -> Matrix:
         """(C_K - W_K G_KK) (G_KK + lambda I)^-1."""
         if self.scale <= 0 or not self.lacking.any():
             return np.zeros_like(self.lacking)
-        inner = self.inner.copy()
+        inner = np.empty((len(self.kept), len(self.kept)))
+        for rows, block in self._rows(self.kept):
+            inner[rows] = block
         inner[np.diag_indices(len(inner))] += ridge * self.scale
-        return np.asarray(np.linalg.solve(inner, self.lacking.T).T, dtype=np.float64)
+        return solve(inner, self.lacking.copy())
+
+    def error(self, update: Matrix) -> float:
+        """tr(D G_KK D') of a change D of the weight."""
+        return sum(
+            float(np.vdot(update @ block.T, update[:, rows]))
+            for rows, block in self._rows(self.kept)
+        )
 
 
 def _assembled(
-    weight: Matrix, bias: Matrix | None, update: Matrix, sample: Sample, kept: Indices
+    weight: Array, bias: Matrix | None, update: Matrix, sample: Sample, kept: Indices
 ) -> Restored:
-    """The new weight, and the bias that makes its mean output right.
+    """The new weight, and the bias that makes its mean output right; `update` is lost.
 
     A weight may have several rows for each output (the taps of a convolution): the bias takes
     what all of them lack.
     """
+    update += weight[:, kept]
     result = np.zeros_like(weight)
-    result[:, kept] = weight[:, kept] + update
+    result[:, kept] = update
     if bias is None:
         return Restored(result, None)
     tokens = max(sample.moments.tokens, 1)
     mean = sample.moments.sums / tokens
+    given = update @ mean[kept]
     if sample.targets is not None:
-        return Restored(result, sample.targets.sums / tokens - result @ mean)
-    lacking = ((weight - result) @ mean).reshape(len(bias), -1).sum(1)
+        return Restored(result, sample.targets.sums / tokens - given)
+    lacking = (weight @ mean - given).reshape(len(bias), -1).sum(1)
     return Restored(result, bias + lacking)
 
 

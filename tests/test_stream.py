@@ -230,8 +230,8 @@ def test_spilled_and_unspilled_give_the_same() -> None:
     for name, selection in kept.selections.items():
         np.testing.assert_array_equal(selection.keep, spilled.selections[name].keep)
     assert kept.weights.keys() == spilled.weights.keys()
-    for name, weight in kept.weights.items():
-        np.testing.assert_array_equal(weight, spilled.weights[name])
+    for name, weight in kept.weights.items():  # sums of each sequence, not of each batch
+        np.testing.assert_allclose(weight, spilled.weights[name], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_spilled_values_are_deleted() -> None:

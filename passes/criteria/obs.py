@@ -11,8 +11,10 @@ import numpy as np
 from prunec.ir.axes import Indices
 from prunec.passes.coupling import Coupling, Group
 from prunec.passes.criteria.weight import Magnitude
+from prunec.passes.definite import subtract
 from prunec.passes.obs import Quadratic, Sweep, damped, sweep
 from prunec.passes.obs_search import improve
+from prunec.passes.paged import diagonal, loaded
 from prunec.passes.profile import Moments, Weights
 from prunec.passes.readers import Reader, bias_of, readers
 from prunec.passes.score import (
@@ -60,7 +62,8 @@ class Obs:
         if not read:
             return Ranked(Magnitude().score(coupling, group, weights, observed), None)
         problems = self._problems(coupling, group, read)
-        found = sweep(problems, _rows(coupling, group), reuse=True)
+        del read  # whole weights
+        found = sweep(_handed_over(problems), _rows(coupling, group), reuse=True)
         return Ranked(_scores(found, group_shape(coupling, group)), _curve(found, group))
 
     def choose(
@@ -74,29 +77,30 @@ class Obs:
             kept = np.sort(np.argsort(-scores, axis=-1, kind="stable")[..., :count], axis=-1)
             return Chosen(kept, lost_score(scores))
         rows = _rows(coupling, group)
-        found = sweep(self._problems(coupling, group, read), rows, reuse=True)
+        problems = self._problems(coupling, group, read)
+        del read  # whole weights
+        found = sweep(_handed_over(problems), rows, reuse=True)
         order = found.order
         kept = order[len(order) - count * int(np.prod(shape[:-1])) :]
         if self.swaps:
+            read = readers(coupling, group, weights, observed)
             kept = improve(self._problems(coupling, group, read), kept, self.swaps, rows)
         kept = np.sort(kept).reshape(*shape[:-1], count) % group.size
         return Chosen(kept, Lost("error", _curve(found, group)))
 
-    def _problems(
-        self, coupling: Coupling, group: Group, read: list[Reader]
-    ) -> Iterator[Quadratic]:
+    def _problems(self, coupling: Coupling, group: Group, read: list[Reader]) -> list[Quadratic]:
         """One for each value that is read; consumers of the same value are stacked."""
         size = int(np.prod(group_shape(coupling, group)))
         shared: dict[tuple[tuple[str, int, int], bool], list[Reader]] = {}
         for reader in read:
             biased = bias_of(coupling, reader.consumer) is not None
             shared.setdefault((reader.source, biased), []).append(reader)
-        return (self._problem(same, biased, size) for (_, biased), same in shared.items())
+        return [self._problem(same, biased, size) for (_, biased), same in shared.items()]
 
     def _problem(self, same: list[Reader], biased: bool, size: int) -> Quadratic:
         second = second_moments(same[0].moments, biased)
         outer = sum((r.outer() for r in same[1:]), start=same[0].outer())
-        if np.trace(second) <= 0:  # nothing comes in, so nothing is lost
+        if diagonal(second).sum() <= 0:  # nothing comes in, so nothing is lost
             outer = np.zeros_like(outer)
         # a column that belongs to two indices counts with one of them
         where = same[0].where.max(0)
@@ -104,12 +108,19 @@ class Obs:
         return Quadratic(damped(second, self.ridge), outer, blocks)
 
 
+def _handed_over(problems: list[Quadratic]) -> Iterator[Quadratic]:
+    """One after the other, and nobody else holds them."""
+    while problems:
+        yield problems.pop(0)
+
+
 def second_moments(moments: Moments, centred: bool) -> Scores:
     """X'X, or that of X without its mean."""
     assert moments.gram is not None, "the Gram matrix was not asked for"
     if not centred:
         return moments.gram
-    found: Scores = moments.gram - np.outer(moments.sums, moments.sums) / max(moments.tokens, 1)
+    found = loaded(moments.gram)
+    subtract(found, moments.sums[:, None] / max(moments.tokens, 1), moments.sums[:, None])
     return found
 
 

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from prunec.passes.definite import subtract, upper_factor
+from prunec.passes.paged import loaded
 from prunec.passes.profile import Moments
 from prunec.passes.sparse.patterns import NofM, Pattern, count_of, smallest
 
@@ -116,19 +118,19 @@ class SparseGPT:
 
     def _swept(self, weight: Matrix, gram: Matrix, pattern: Pattern) -> Matrix:
         """`weight` (m, n) in its own memory."""
-        hessian = gram.copy()
+        hessian = loaded(gram)
         dead = np.diag(hessian) == 0
         hessian[dead, dead] = np.mean(np.diag(hessian)[~dead]) if not dead.all() else 1
         weight[:, dead] = 0
         hessian[np.diag_indices(len(hessian))] += self.damp * np.mean(np.diag(hessian))
-        upper = _upper_factor(hessian)
+        upper = upper_factor(hessian)
         width = self.block
         if isinstance(pattern, NofM):  # no group lies across two blocks
             width = max(1, width // pattern.of) * pattern.of
         for start in range(0, weight.shape[1], width):
             stop = min(start + width, weight.shape[1])
             errors = self._block(weight[:, start:stop], upper[start:stop, start:stop], pattern)
-            weight[:, stop:] -= errors @ upper[start:stop, stop:]
+            subtract(weight[:, stop:], errors, upper[start:stop, stop:].T)
         return weight
 
     def _block(self, weight: Matrix, upper: Matrix, pattern: Pattern) -> Matrix:
@@ -149,13 +151,6 @@ class SparseGPT:
             weight[:, j + 1 :] -= np.outer(errors[:, j], upper[j, j + 1 :])
             weight[gone[:, j], j] = 0
         return errors
-
-
-def _upper_factor(matrix: Matrix) -> Matrix:
-    """U, upper triangular, with U'U the inverse of a positive definite matrix: from the Cholesky
-    factor of the matrix read backwards, which saves a second factorisation."""
-    lower = np.linalg.cholesky(matrix[::-1, ::-1])
-    return np.asarray(np.linalg.inv(lower)[::-1, ::-1], dtype=np.float64)
 
 
 def pruner(method: str, compare: str) -> Pruner:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import torch
-from torch.nn.functional import cross_entropy
 
-from prunec.backends.forward import Forward
+from prunec.backends.forward import Forward, Result
 from prunec.calibrating import TOKENS, Sample
+from prunec.logits import logits_of
+from prunec.masking import LOGITS
 from prunec.outputs import Outputs, SquaredError
 from prunec.progress import Progress
 from prunec.reports import SampleRow, SourceRow
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CROSS_ENTROPY",
     "DECODED",
-    "LOGITS",
     "OUTPUT_ERROR",
     "counted",
     "source_rows",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 CROSS_ENTROPY, OUTPUT_ERROR = "cross_entropy", "output_error"
-LOGITS, MASK, DECODED = "logits", "attention_mask", "decoder_input_ids"
+MASK, DECODED = "attention_mask", "decoder_input_ids"
 
 Array = npt.NDArray[Any]
 Window = Mapping[str, Array]
@@ -75,7 +75,7 @@ def _losses(pruned: Outcome, windows: Windows, advance: Callable[[], None]) -> d
     for side in (0, 1):
         forward = _forward(pruned, side, windows)
         for i, (source, window) in enumerate(windows):
-            sums[source].add(side, window, forward.pieces(i))
+            sums[source].add(side, window, forward.result(i))
             advance()
         del forward
     decode = _decoder(pruned.loaded)
@@ -170,23 +170,23 @@ class _Loss:
         self.written: list[int] = []
         self.likeliest: tuple[list[int], list[int]] = ([], [])
 
-    def add(self, side: int, window: Window, pieces: Iterator[Outputs]) -> None:
+    def add(self, side: int, window: Window, result: Result) -> None:
         written = window[DECODED if DECODED in window else TOKENS][0]
         counts = counted(window, written)
         first = not self.counts[side]
         if first:
             self.written = written.tolist()
         at = 0
-        for outputs in pieces:
-            logits = outputs[LOGITS][0]
+        for logits in logits_of(result):
             if first:
-                self.likeliest[side].extend(logits.argmax(-1).tolist())
-            targets = torch.from_numpy(written[at + 1 : at + 1 + len(logits)])
-            used = counts[at + 1 : at + 1 + len(logits)]
-            losses = cross_entropy(logits[: len(targets)].float(), targets, reduction="none")
-            self.sums[side] += float(losses.double()[used].sum())
+                self.likeliest[side].extend(logits.likeliest().tolist())
+            norm = logits.norm()
+            targets = torch.from_numpy(written[at + 1 : at + 1 + len(norm)]).long()
+            used = counts[at + 1 : at + 1 + len(norm)]
+            losses = (norm[: len(targets)] - logits.at(targets)).double()
+            self.sums[side] += float(losses[used].sum())
             self.counts[side] += int(used.sum())
-            at += len(logits)
+            at += len(norm)
 
     def means(self) -> tuple[float, float, int]:
         dense, small = (

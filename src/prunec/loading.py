@@ -14,6 +14,7 @@ import numpy as np
 from prunec.engine import Engine
 from prunec.frontends.source import Source
 from prunec.hashes import source_hash
+from prunec.ir.axes import Indices
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ir.graph import Graph
 from prunec.own_code import find_source
@@ -21,6 +22,7 @@ from prunec.passes.cost import Cost
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
 from prunec.passes.overlaid import Overlaid
+from prunec.passes.parted import Parted, is_parted
 from prunec.passes.profile import Array, Weights
 from prunec.passes.regions import Region, find_regions
 from prunec.passes.remove import remove
@@ -150,10 +152,19 @@ class ProgramWeights(Mapping[str, Array]):
         self.graph, self.stored, self.computed = graph, stored, computed
 
     def __getitem__(self, name: str) -> Array:
-        array = self.stored[name] if name in self.stored else self.computed[name]
+        return self._cast(name, (self.stored if name in self.stored else self.computed)[name])
+
+    def _cast(self, name: str, array: Array) -> Array:
         parameter = self.graph.parameters.get(name)
         wanted = DTYPES.get(parameter.type.dtype) if parameter else None
         return array if wanted is None or array.dtype == wanted else array.astype(wanted)
+
+    def parted(self, name: str) -> bool:
+        return name in self.stored and is_parted(self.stored, name)
+
+    def rows(self, name: str, where: slice | Indices) -> Array:
+        assert isinstance(self.stored, Parted)
+        return self._cast(name, self.stored.rows(name, where))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.graph.parameters)
@@ -171,6 +182,17 @@ class SlicedWeights(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         array = self.base[name]
         for dim, indices in self.kept.get(name, {}).items():
+            array = np.take(array, indices, dim)
+        return array
+
+    def parted(self, name: str) -> bool:
+        return is_parted(self.base, name)
+
+    def rows(self, name: str, where: slice | Indices) -> Array:
+        assert isinstance(self.base, Parted)
+        kept = dict(self.kept.get(name, {}))
+        array = self.base.rows(name, kept.pop(0)[where] if 0 in kept else where)
+        for dim, indices in kept.items():
             array = np.take(array, indices, dim)
         return array
 

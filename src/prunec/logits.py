@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from prunec.backends.forward import Factors, Result
-from prunec.breakdown import LOGITS
+from prunec.masking import LOGITS
 
 __all__ = ["Logits", "logits_of"]
 
@@ -33,6 +33,9 @@ class Logits(Protocol):
 
     def at(self, tokens: Tensor) -> Tensor:
         """The logits of one token each, for the first so many positions."""
+
+    def likeliest(self) -> Tensor:
+        """The token with the largest logit, shape (positions,)."""
 
     def weigh(self, norm: Tensor) -> Tensor: ...
 
@@ -62,6 +65,9 @@ class Held:
     def at(self, tokens: Tensor) -> Tensor:
         return self.logits[: len(tokens)].gather(-1, tokens[:, None])[:, 0]
 
+    def likeliest(self) -> Tensor:
+        return self.logits.argmax(-1)
+
     def weigh(self, norm: Tensor) -> Tensor:
         return (self.logits - norm[:, None]).exp()
 
@@ -90,6 +96,12 @@ class Multiplied:
             self._states[: len(tokens)], factors.weight[tokens].float()
         )
         return found if factors.bias is None else found + factors.bias[tokens].float()
+
+    def likeliest(self) -> Tensor:
+        parts = [(some.start, z[0].float().max(-1)) for some, z in self.factors.slices(SLICE)]
+        best = torch.stack([most.values for _, most in parts]).argmax(0, keepdim=True)
+        places = torch.stack([most.indices + start for start, most in parts])
+        return places.gather(0, best)[0]
 
     def weigh(self, norm: Tensor) -> Tensor:
         """Shape (positions, features + 1): the last column is the mean of the bias."""
