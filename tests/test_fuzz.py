@@ -37,6 +37,14 @@ def test_one_seed_gives_one_set_of_cases() -> None:
     assert one == again != other
 
 
+def test_damage_stays_in_its_case() -> None:
+    """What is put into a document is changed with it, and is whole in the next."""
+    before = repr(mutations.HOSTILE)
+    for seed in range(3000):
+        mutations.damaged_json(b'{"a": [1, {"b": []}], "c": {}}', random.Random(seed))
+    assert repr(mutations.HOSTILE) == before
+
+
 def test_what_a_reader_must_not_do_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

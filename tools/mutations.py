@@ -5,6 +5,7 @@ All randomness comes from the generator that is handed in: one seed, one case.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -93,7 +94,7 @@ def _edited(document: Any, rng: random.Random) -> Any:
     """The document with one node changed; the root itself now and then."""
     places = list(_places(document))
     if not places or rng.random() < 0.02:
-        return rng.choice(HOSTILE)
+        return _hostile(rng)
     holder, key = rng.choice(places)
     match rng.randrange(6):
         case 0:
@@ -107,8 +108,13 @@ def _edited(document: Any, rng: random.Random) -> Any:
         case 3 if isinstance(holder[key], int | float) and holder[key] == holder[key]:
             holder[key] = _changed(holder[key], rng)
         case _:
-            holder[key] = rng.choice(HOSTILE)
+            holder[key] = _hostile(rng)
     return document
+
+
+def _hostile(rng: random.Random) -> Any:
+    """A copy: a list put into itself by a later change would never end."""
+    return copy.deepcopy(rng.choice(HOSTILE))
 
 
 def _changed(number: float, rng: random.Random) -> float:
