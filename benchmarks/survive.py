@@ -17,72 +17,37 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
-import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Protocol
 
 from common import Document, Figure, cache, command_line, figures, main, parser, prunec, say
 from random_llama import random_llama
+from survivors import Ended, forked, launch, line, ran, wait
 
-OPTIONS = (
-    "--target", "blocks=60%", "--method", "fasp", "--groups", "neuron", "--format", "hf",
-    "--calibration-samples", "16", "--calibration-length", "32",
-)  # fmt: skip
 RESULT = ("hf/model.safetensors", "hf/config.json", "plan.json")
 """What must be the same bytes in every run."""
 WHOLE = (*RESULT, "recipe.yaml", "report.json", "report.html", "README.md")
-LIMITS = (500, 900, 1500, 2500)
+LIMITS = (300, 500, 700, 900, 1100, 1500, 2500)
 """Megabytes of address space: from too little for the interpreter's libraries to nearly enough."""
-LOADED = (
-    "prunec.emission_hf", "prunec.pipeline", "prunec.request", "prunec.show",
-    "transformers.models.llama.modeling_llama",
-)  # fmt: skip
-"""What a fork finds loaded."""
 IN_A_ROW = 5
 """Kills before a run is let go."""
-DEADLINE = 600
 HUMBLE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """Before a command of root: it heeds the rights of files like anybody."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A run that is over: `left` are the names in the folder that OUT lies in."""
-
-    code: int
-    seconds: float
-    stderr: str
-    left: tuple[str, ...]
-
-    @property
-    def errors(self) -> int:
-        """Messages of errors; there must be one."""
-        return sum(line.startswith("error[") for line in self.stderr.splitlines())
-
-    @property
-    def unhandled(self) -> bool:
-        words = ("Traceback", "internal error", "Fatal Python", "terminate called")
-        return any(word in self.stderr for word in words)
 
 
 def run(arguments: Sequence[str] | None = None) -> Document:
     options = parser(__doc__)
     options.add_argument("--kills", type=int, default=50, metavar="N", help="[%(default)s]")
     options.add_argument("--seed", type=int, default=0, help="of the moments [%(default)s]")
+    options.add_argument("--faults", nargs="*", metavar="FAULT", help="some of them [all]")
     options.add_argument("--cache-dir", type=Path, help="where the model is kept")
     asked = options.parse_args(arguments)
     model = random_llama(cache(asked.cache_dir), "tiny", "float32")
@@ -95,24 +60,21 @@ def run(arguments: Sequence[str] | None = None) -> Document:
             count = min(IN_A_ROW, asked.kills - len(kills))
             moments = [rng.uniform(0, seconds) for _ in range(count)]
             kills += _chain(model, Path(scratch) / f"chain-{len(kills)}", moments, wanted)
-        faults = {name: _judged(name, fault(model, Path(scratch))) for name, fault in FAULTS}
+        chosen = [(n, f) for n, f in FAULTS if asked.faults is None or n in asked.faults]
+        faults = {name: _judged(name, fault(model, Path(scratch))) for name, fault in chosen}
     survived = sum(kill["survived"] for kill in kills)
     handled = sum(fault["handled"] for fault in faults.values())
     return {
-        "command": command_line(prunec(*_line("MODEL", "OUT"))),
+        "command": command_line(prunec(*line("MODEL", "OUT"))),
         "seconds_undisturbed": round(seconds, 1),
         "kills": kills,
         "stages": _counted(kill["found"] for kill in kills),
         "faults": faults,
         "figures": figures(
             Figure("kills survived", survived, least=asked.kills),
-            Figure("faults handled", handled, least=len(FAULTS)),
+            Figure("faults handled", handled, least=len(chosen)),
         ),
     }
-
-
-def _line(model: object, out: object, *more: str) -> tuple[str, ...]:
-    return ("prune", str(model), "-o", str(out), *OPTIONS, "--resume", *more)
 
 
 # -- kills ------------------------------------------------------------------------------------
@@ -120,7 +82,7 @@ def _line(model: object, out: object, *more: str) -> tuple[str, ...]:
 
 def _reference(model: Path, folder: Path) -> tuple[dict[str, str], float]:
     """The hashes of an undisturbed run, and how long one takes with its libraries loaded."""
-    for name, start in (("first", _run), ("second", _forked)):
+    for name, start in (("first", ran), ("second", forked)):
         found = start(model, folder / name / "out")
         if found.code != 0:
             raise SystemExit(f"the undisturbed run ended with {found.code}:\n{found.stderr}")
@@ -138,13 +100,13 @@ def _chain(
     rows: list[Document] = []
     for moment in moments:
         shutil.rmtree(out, ignore_errors=True)  # of a run that was faster than its end
-        killed = _forked(model, out, (moment, signal.SIGKILL))
+        killed = forked(model, out, (moment, signal.SIGKILL))
         sound = not out.exists() or (_hashes(out) == wanted and _complete(out))
         told = {"moment": round(moment, 3), "found": _state(folder, killed), "left": killed.left}
         rows.append({**told, "survived": sound})
         say(f"killed after {moment:5.2f} s, {told['found']}: {'sound' if sound else 'BROKEN'}")
     shutil.rmtree(out, ignore_errors=True)
-    last = _forked(model, out)
+    last = forked(model, out)
     whole = last.code == 0 and _hashes(out) == wanted and _complete(out) and last.left == ("out",)
     say(f"resumed: {'the same bytes' if whole else f'NOT AS IT SHOULD BE: {last}'}")
     return [{**row, "survived": row["survived"] and whole} for row in rows]
@@ -179,12 +141,12 @@ def _complete(out: Path) -> bool:
 def _full_disk(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
     """The model's weights alone are larger than the disk."""
     with _mounted(scratch / "small", "size=200k") as disk:
-        return [(_run(model, disk / "out"), {1})]
+        return [(ran(model, disk / "out"), {1})]
 
 
 def _read_only_disk(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
     with _mounted(scratch / "frozen", "size=1m,ro") as disk:
-        return [(_run(model, disk / "out"), {1, 2})]
+        return [(ran(model, disk / "out"), {1, 2})]
 
 
 def _forbidden_folder(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
@@ -192,19 +154,19 @@ def _forbidden_folder(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]
     folder = scratch / "forbidden"
     folder.mkdir()
     folder.chmod(0o555)
-    return [(_run(model, folder / "out", before=HUMBLE if os.geteuid() == 0 else ()), {2})]
+    return [(ran(model, folder / "out", before=HUMBLE if os.geteuid() == 0 else ()), {2})]
 
 
 def _two_at_once(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
     """The second is turned away while the first goes on and finishes."""
     folder = scratch / "crowded"
-    first = _command(model, folder / "out")
+    first = launch(model, folder / "out")
     lock = folder / ".out.prunec-lock"
     until = time.monotonic() + 60
     while not lock.exists() and time.monotonic() < until:
         time.sleep(0.05)
-    second = _run(model, folder / "out")
-    ended = _wait(first, folder)
+    second = ran(model, folder / "out")
+    ended = wait(first, folder)
     if ended.code != 0 or not _complete(folder / "out") or ended.left != ("out",):
         raise SystemExit(f"the run that was first did not finish:\n{ended.stderr}")
     return [(Ended(second.code, second.seconds, second.stderr, ()), {2})]
@@ -212,12 +174,14 @@ def _two_at_once(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
 
 def _interrupted(number: signal.Signals, code: int) -> Fault:
     def fault(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
-        """At several moments, from while libraries are loaded to while files are written."""
+        """At several moments, from while libraries are loaded to while files are written. A run
+        may be faster than the last ones."""
         found = []
         for part in (0.15, 0.4, 0.6, 0.8, 0.9):
             folder = scratch / f"signal-{number}-{part}"
             moment = part * _duration(model, scratch)
-            found.append((_run(model, folder / "out", interrupt=(moment, number)), {code, 0}))
+            codes = {code, 0} if part >= 0.8 else {code}
+            found.append((ran(model, folder / "out", interrupt=(moment, number)), codes))
         return found
 
     return fault
@@ -225,7 +189,7 @@ def _interrupted(number: signal.Signals, code: int) -> Fault:
 
 def _little_memory(model: Path, scratch: Path) -> list[tuple[Ended, set[int]]]:
     return [
-        (_run(model, scratch / f"memory-{limit}" / "out", megabytes=limit), {1, 0})
+        (ran(model, scratch / f"memory-{limit}" / "out", megabytes=limit), {1, 0})
         for limit in LIMITS
     ]
 
@@ -282,139 +246,8 @@ def _duration(model: Path, scratch: Path) -> float:
     """Of an undisturbed run, measured once."""
     note = scratch / "duration"
     if not note.exists():
-        note.write_text(str(_run(model, scratch / "timed" / "out").seconds), encoding="utf-8")
+        note.write_text(str(ran(model, scratch / "timed" / "out").seconds), encoding="utf-8")
     return float(note.read_text(encoding="utf-8"))
-
-
-# -- processes --------------------------------------------------------------------------------
-
-
-class Child(Protocol):
-    """A process in a session of its own."""
-
-    @property
-    def pid(self) -> int: ...
-
-    def ended(self, seconds: float) -> int | None:
-        """Its exit code, or None when it still runs after so many seconds."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A run as a user starts it."""
-
-    process: subprocess.Popen[bytes]
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def ended(self, seconds: float) -> int | None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.process.wait(seconds)
-        return None
-
-
-@dataclass(frozen=True)
-class Fork:
-    """A run that starts with all libraries loaded: its moments are those of the work."""
-
-    process: ForkProcess
-
-    @property
-    def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
-
-    def ended(self, seconds: float) -> int | None:
-        self.process.join(seconds)
-        return self.process.exitcode
-
-
-@dataclass(frozen=True)
-class Started:
-    child: Child
-    errors: Path
-    at: float
-
-
-def _command(
-    model: Path, out: Path, *, megabytes: int | None = None, before: Sequence[str] = ()
-) -> Started:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix="prunec-stderr-")
-
-    def limited() -> None:
-        if megabytes is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
-
-    process = subprocess.Popen(
-        (*before, *prunec(*_line(model, out))),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=handle,
-        start_new_session=True,
-        preexec_fn=limited,
-    )
-    os.close(handle)
-    return Started(Command(process), Path(name), time.monotonic())
-
-
-def _fork(model: Path, out: Path) -> Started:
-    for module in LOADED:
-        importlib.import_module(module)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix="prunec-stderr-")
-    process = multiprocessing.get_context("fork").Process(target=_body, args=(model, out, handle))
-    process.start()
-    os.close(handle)
-    return Started(Fork(process), Path(name), time.monotonic())
-
-
-def _body(model: Path, out: Path, errors: int) -> None:
-    from prunec.cli import main as command
-
-    os.setsid()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(errors, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    code = command(_line(model, out))
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _wait(started: Started, folder: Path, interrupt: tuple[float, int] | None = None) -> Ended:
-    code = None
-    if interrupt is not None:
-        moment, number = interrupt
-        code = started.child.ended(max(0.0, moment - (time.monotonic() - started.at)))
-        if code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(started.child.pid, number)
-    code = started.child.ended(DEADLINE) if code is None else code
-    if code is None:
-        os.killpg(started.child.pid, signal.SIGKILL)
-        raise SystemExit(f"a run hangs: it was killed after {DEADLINE} s")
-    stderr = started.errors.read_text(encoding="utf-8", errors="replace")
-    started.errors.unlink()
-    left = tuple(sorted(path.name for path in folder.iterdir())) if folder.exists() else ()
-    return Ended(code, time.monotonic() - started.at, stderr, left)
-
-
-def _run(
-    model: Path,
-    out: Path,
-    *,
-    interrupt: tuple[float, int] | None = None,
-    megabytes: int | None = None,
-    before: Sequence[str] = (),
-) -> Ended:
-    started = _command(model, out, megabytes=megabytes, before=before)
-    return _wait(started, out.parent, interrupt)
-
-
-def _forked(model: Path, out: Path, interrupt: tuple[float, int] | None = None) -> Ended:
-    return _wait(_fork(model, out), out.parent, interrupt)
 
 
 def _counted(found: Iterable[str]) -> dict[str, int]:

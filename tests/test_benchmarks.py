@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SHARED = {
     "common", "compose_page", "quality_page", "quality_plot", "quality_rows", "random_llama",
-    "runtimes", "rival_home", "torch_pruning_llama", "torch_pruning_rows",
+    "runtimes", "rival_home", "survivors", "torch_pruning_llama", "torch_pruning_rows",
 }  # fmt: skip
 COMMANDS = sorted(p for p in BENCHMARKS.glob("*.py") if p.stem not in SHARED)
 

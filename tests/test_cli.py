@@ -338,6 +338,7 @@ def test_the_table_shows_both_sides(
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+        (ImportError("libx.so: failed to map segment from shared object"), 1, "out of memory"),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 1, "error[P991]"),
         (PermissionError(errno.EACCES, "Permission denied", "f"), 1, "error[P992]"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "error[P991]"),
@@ -427,6 +428,28 @@ def test_a_run_that_is_stopped_leaves_nothing(
     assert running.returncode == code
     assert said.count("\n") == 1
     assert [path.name for path in model.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_run_without_memory_still_says_so(model: Path) -> None:
+    """What it holds is let go before anything is told, so that there is room to tell it."""
+    act = """
+    import resource
+    held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + (50 << 20), held + (50 << 20)))
+    hoard = []
+    for size in (1 << 20, 1000, 10):
+        try:
+            while True: hoard.append(bytes(size))
+        except MemoryError:
+            if size == 10: raise
+    """
+    out = model.parent / "out"
+    with process(act, "prune", model, "-o", out, "--target", "params=75%") as running:
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert said.startswith("error[P990]: out of memory\nhelp: ")
+    assert said.count("\n") == 2
 
 
 def test_a_reader_that_goes_away(model: Path) -> None:

@@ -27,6 +27,9 @@ __all__ = ["BROKEN_PIPE", "Terminated", "guarded"]
 
 BROKEN_PIPE = 141
 
+RESERVE = 16 << 20
+"""Bytes kept for telling what went wrong when all others are used up."""
+
 
 class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; raised where the program stands, so that it cleans up."""
@@ -34,6 +37,7 @@ class Terminated(BaseException):
 
 def guarded(run: Callable[[], int], *, stdout: TextIO, as_json: bool) -> int:
     """Call `run`, tell what went wrong if something did, and return the exit code."""
+    reserve = bytearray(RESERVE)
     try:
         try:
             with _terminable():
@@ -41,15 +45,25 @@ def guarded(run: Callable[[], int], *, stdout: TextIO, as_json: bool) -> int:
         except click.exceptions.Exit as ended:  # how click ends a command
             return _flushed(ended.exit_code, stdout)
         except BaseException as error:
-            from prunec.verdict import judge
-
-            code, diagnostics = judge(error)
-            _trace(error)
+            reserve.clear()
+            code, diagnostics = _judged(error)
             _tell(code, diagnostics, stdout if as_json else None)
             return _flushed(code, stdout)
     except BrokenPipeError:
         _forget(stdout)
         return BROKEN_PIPE
+
+
+def _judged(error: BaseException) -> tuple[int, Sequence[Diagnostic]]:
+    """What the error means. What its frames hold goes first: there may be no memory left."""
+    if os.environ.get("PRUNEC_TRACEBACK", "0") not in ("", "0"):
+        traceback.print_exception(error, file=sys.stderr)
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__, found = None, found.__context__
+    from prunec.verdict import judge
+
+    return judge(error)
 
 
 @contextlib.contextmanager
@@ -82,11 +96,6 @@ def _forget(stdout: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stdout.fileno())
         os.close(nowhere)
-
-
-def _trace(error: BaseException) -> None:
-    if os.environ.get("PRUNEC_TRACEBACK", "0") not in ("", "0"):
-        traceback.print_exception(error, file=sys.stderr)
 
 
 def _tell(code: int, diagnostics: Sequence[Diagnostic], stdout: TextIO | None) -> None:

@@ -45,6 +45,9 @@ TELLTALES: dict[str, int] = {
     "Disk quota exceeded": errno.EDQUOT,
     "PytorchStreamWriter failed writing file": errno.ENOSPC,
     "can't allocate memory": errno.ENOMEM,
+    "Cannot allocate memory": errno.ENOMEM,
+    "cannot allocate memory": errno.ENOMEM,
+    "failed to map segment from shared object": errno.ENOMEM,
     "bad allocation": errno.ENOMEM,
     "std::bad_alloc": errno.ENOMEM,
 }
