@@ -6,14 +6,13 @@ memory up to a budget and on disk beyond it.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, MutableMapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from prunec.backends.array_file import read_arrays, write_arrays
 from prunec.backends.ort_program import Array, Env, OrtProgram, Stretch
 from prunec.backends.spill import Form, Spill
 from prunec.passes.coupling import Consumer
@@ -188,15 +187,4 @@ def _nbytes(env: Env) -> int:
     return sum(value.nbytes for value in env.values())
 
 
-def _write(env: Env, path: Path) -> None:
-    with path.open("wb") as file:
-        pickle.dump(env, file, protocol=5)
-
-
-def _read(path: Path) -> Env:
-    with path.open("rb") as file:
-        loaded: Env = pickle.load(file)  # our own, in a folder of our own
-    return loaded
-
-
-ARRAYS: Form[Env] = Form(_nbytes, _write, _read)
+ARRAYS: Form[Env] = Form(_nbytes, write_arrays, read_arrays)

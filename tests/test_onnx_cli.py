@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from prunec.backends import ort_stream
+from prunec.backends.array_file import write_arrays
 from prunec.cli import main
+from prunec.run import Run
 
 WIDTH, HIDDEN, BLOCKS = 12, 40, 3
 
@@ -108,6 +113,34 @@ def test_least_squares_beats_no_restoration(
         )  # fmt: skip
         errors.append(report["sources"][0]["pruned"])
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_values_that_lie_on_disk_meanwhile_give_the_same_file(
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = []
+
+    def counted(arrays: Mapping[str, Any], path: Path) -> None:
+        written.append(path)
+        write_arrays(arrays, path)
+
+    monkeypatch.setattr(ort_stream, "ARRAYS", replace(ort_stream.ARRAYS, write=counted))
+    files = []
+    for budget in (256, 0):
+        out = tmp_path / str(budget)
+        monkeypatch.setattr(Run, "budget", budget << 20)
+        code, _ = told(
+            capsys, "prune", str(model), "-o", str(out), "--target", "params=60%",
+            "--method", "fasp", "--calibration", str(data),
+        )  # fmt: skip
+        assert code == 0
+        assert bool(written) == (budget == 0)
+        files.append((out / "onnx/model.onnx").read_bytes())
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
