@@ -8,7 +8,7 @@ inside). It costs one more forward pass, and keeps neither the model nor its act
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,13 +32,17 @@ STRETCH = 32 << 20
 GRADIENTS = -1
 """Where gradients are kept among the values at the starts of stretches."""
 
+FORWARD = 0.25
+"""Of the work, about: the way back runs everything forwards again, and takes twice as long as that
+itself."""
+
 
 class Backward:
     """The backward passes of all sequences of some batches.
 
     Gradients reach `results` (values by name) and `parameters` (by name, without sigil). Iterating
     gives the stretches from the last to the first that holds any of these. A parameter's uses lie
-    in one stretch.
+    in one stretch. `told` hears of the share of the work that is done since the last time.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Backward:
         results: Iterable[str] = (),
         parameters: Iterable[str] = (),
         budget: int = BUDGET,
+        told: Callable[[float], None] | None = None,
     ) -> None:
         self.graph = graph
         self.program = Program(graph, weights)
@@ -57,6 +62,8 @@ class Backward:
         self.parameters = frozenset(f"@{name}" for name in parameters)
         self.reached = _reached(graph, self.results | self.parameters)
         self.budget = budget
+        self.told = told or (lambda share: None)
+        self.passed = 0.0
         self.head: Op | None = None
 
     @property
@@ -84,6 +91,7 @@ class Backward:
         self.head = self._head() if objective.causal else None
         ranges = self._cut()
         first = min((i for i, op in enumerate(self.graph.ops) if self._begins(op)), default=None)
+        self.passed = 1 / (len(ranges) * len(self.sequences))
         with Spill(TENSORS, self.budget // 2) as spill:
             self._forwards(ranges, spill)
             for number in reversed(range(len(ranges))):
@@ -107,6 +115,7 @@ class Backward:
                 spill.put((number, i), dict(env))
                 flow.run(env, start, stop)
                 spill.put((number + 1, i), without_parameters(env))
+                self.told(FORWARD * self.passed)
 
     def _cut(self) -> list[tuple[int, int]]:
         """Stretches of at most `STRETCH` bytes of weights that begin where little is alive."""
@@ -187,6 +196,7 @@ class Stretch:
         results themselves."""
         for i in range(len(self.of.sequences)):
             yield self._one(i)
+            self.of.told((1 - FORWARD) * self.of.passed)
 
     def _one(self, sequence: int) -> dict[str, Tensor]:
         env = self.spill.take((self.number, sequence))

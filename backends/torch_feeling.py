@@ -10,7 +10,7 @@ Where the loss is a mean over T tokens, g is a Tth of what the loss of a token f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ def loss_per_error(
     batches: Sequence[Mapping[str, Any]],
     results: Sequence[str],
     budget: int = BUDGET,
+    told: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """Half the mean square of the gradient of the loss at each of the `results`, by name.
 
@@ -45,7 +46,7 @@ def loss_per_error(
     short = [shortened(graph, batch, TOKENS) for batch in batches]
     squares = dict.fromkeys(results, 0.0)
     counts = dict.fromkeys(results, 0)
-    for stretch in Backward(graph, weights, short, results, budget=budget):
+    for stretch in Backward(graph, weights, short, results, budget=budget, told=told):
         for gradients in stretch.backward():
             for name, gradient in gradients.items():
                 squares[name] += float(gradient.float().square().sum(dtype=torch.float64))
@@ -69,10 +70,11 @@ def loss_per_square(
     few: Sequence[Mapping[str, Any]],
     results: Sequence[str],
     budget: int = BUDGET,
+    told: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """How much the loss, in nats a token, grows for errors in each of the `results` whose squares
     add up to 1 over all tokens of `batches`, judged by `few` of these."""
-    felt = loss_per_error(graph, weights, few, results, budget)
+    felt = loss_per_error(graph, weights, few, results, budget, told)
     length = max(length_of(graph, shortened(graph, batch, TOKENS)) for batch in few)
     tokens = sum(count_sequences(graph, batch) * length_of(graph, batch) for batch in batches)
     return {name: value * length**2 / tokens for name, value in felt.items()}

@@ -6,7 +6,7 @@ al., NeurIPS 2019 (eq. 2), token by token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ def first_order(
     windows: Sequence[Mapping[str, Any]],
     gates: Mapping[str, Sequence[Gate]],
     budget: int = BUDGET,
+    told: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """By name, the sum over tokens of the size of the change when all its gates close at once.
 
@@ -49,7 +50,7 @@ def first_order(
         for gate in own:
             by_value.setdefault(gate.value, []).append((name, gate))
     found: dict[str, list[Floats | None]] = {}
-    passes = Backward(graph, weights, windows, results=by_value, budget=budget)
+    passes = Backward(graph, weights, windows, results=by_value, budget=budget, told=told)
     for stretch in passes:
         for number, gradients in enumerate(stretch.backward()):
             for value, gradient in gradients.items():

@@ -7,7 +7,7 @@ folded as soon as it is complete and dropped, so that only a few are there at on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +32,10 @@ class TorchGradients:
         weights: Weights,
         batches: Sequence[Mapping[str, Any]],
         budget: int = BUDGET,
+        told: Callable[[float], None] | None = None,
     ) -> None:
         self.graph, self.weights, self.batches, self.budget = graph, weights, batches, budget
+        self.told = told
 
     def slopes(self, places: Iterable[Place]) -> dict[Place, Slopes]:
         """Slopes at each place, over all sequences.
@@ -44,8 +46,9 @@ class TorchGradients:
         for place in dict.fromkeys(places):
             dims.setdefault(place.parameter, []).append(place.dim)
         passes = Backward(
-            self.graph, self.weights, self.batches, parameters=dims, budget=self.budget
-        )
+            self.graph, self.weights, self.batches,
+            parameters=dims, budget=self.budget, told=self.told,
+        )  # fmt: skip
         found: dict[Place, Slopes] = {}
         for stretch in passes:
             own = stretch.parameters

@@ -23,7 +23,12 @@ def test_mean_square_of_the_gradient(stretch: int, monkeypatch: pytest.MonkeyPat
     outer = b.linear(b.call("aten.relu.default", inner), 4)
     built = b.finish(outer)
     batch = {name: np.asarray(v) for name, v in built.inputs(3, 5).items()}
-    found = loss_per_error(built.graph, built.weights, [batch], [inner.name, outer.name])
+    shares: list[float] = []
+    found = loss_per_error(
+        built.graph, built.weights, [batch], [inner.name, outer.name], told=shares.append
+    )
+    assert 0.7 < sum(shares) < 1.001, "nearly all is told: the last forward pass is none"
+    assert max(shares) < 0.3
     w = {name: torch.from_numpy(np.asarray(v)).double() for name, v in built.weights.items()}
     at_inner, at_outer = [], []
     for row in torch.from_numpy(batch["x0"]).double():

@@ -97,7 +97,7 @@ class Console:
         Rich(file=self.stdout, width=width, highlight=False).print(table)
 
     @contextlib.contextmanager
-    def step(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def step(self, title: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
         """A stage of the run: a bar on a terminal, a line with its time elsewhere."""
         if sys.stderr.isatty():
             with self._bar(title, total) as advance:
@@ -126,11 +126,16 @@ class Console:
             self._bars.console.print(shown, markup=False, highlight=False)
 
     @contextlib.contextmanager
-    def _bar(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    def _bar(self, title: str, total: int | None) -> Iterator[Callable[[float], None]]:
+        from prunec.pace import Pace
+
+        pace = Pace.of_command(title)
         with self._live() as bars:
-            task = bars.add_task(printable(title).replace("[", r"\["), total=total)
+            name = printable(title).replace("[", r"\[")
+            task = bars.add_task(name, total=total, usual=pace.usual)
             try:
                 yield lambda units: bars.advance(task, units)
+                pace.keep()
             finally:
                 bars.remove_task(task)
 
@@ -141,9 +146,11 @@ class Console:
             yield self._bars
             return
         from rich.console import Console as Rich
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        look = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        from prunec.pace import TimesColumn
+
+        look = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimesColumn())
         stderr = Rich(stderr=True)
         with Progress(*look, console=stderr, transient=True, redirect_stdout=False) as self._bars:
             try:

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from prunec.loading import Loaded
     from prunec.run import Outcome
 
-__all__ = ["Batches", "Engine"]
+__all__ = ["Batches", "Engine", "Told"]
 
 Batches = Sequence[Mapping[str, Any]]
 """Inputs by name, each with one row a window in the first dimension."""
+
+Told = Callable[[float], None]
+"""Hears now and then of the share of the work that is done since the last time."""
 
 
 class Engine(Protocol):
@@ -38,7 +41,7 @@ class Engine(Protocol):
         `targets` they flow through the whole dense program too, where the engine can do that."""
 
     def slopes(
-        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
+        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place], told: Told
     ) -> dict[Place, Slopes]:
         """Slopes of the loss. Raises PrunecError where gradients cannot be had."""
 
@@ -48,7 +51,7 @@ class Engine(Protocol):
         """What the routing says of experts, for the groups of them whose router can be read."""
 
     def felt(
-        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
+        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str], told: Told
     ) -> dict[str, float]:
         """How much the loss grows for an error in each of the results, of a square of 1 in all over
         the batches, of which a few are looked at."""

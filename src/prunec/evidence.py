@@ -250,8 +250,8 @@ def _weights(
     A curve adds the errors of all its consumers, which this takes to count the same.
     """
     ops = dict.fromkeys(c.op for group in groups for c in group.consumers)
-    with progress.step("Weighing layers"):
-        felt = loaded.engine.felt(loaded, batches, memory, list(ops))
+    with progress.step("Weighing layers", 1) as told:
+        felt = loaded.engine.felt(loaded, batches, memory, list(ops), told)
     return {
         group.name: sum(felt[c.op] for c in group.consumers) / len(group.consumers)
         for group in groups

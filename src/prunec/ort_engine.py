@@ -14,7 +14,7 @@ import numpy as np
 from prunec.backends.ort_detour import Detours
 from prunec.backends.ort_program import Array, Env, OrtProgram, Stretch, output_names
 from prunec.backends.ort_stream import OrtStream
-from prunec.engine import Batches
+from prunec.engine import Batches, Told
 from prunec.evidence import PROBED, spread
 from prunec.frontends.onnx import OnnxProgram
 from prunec.ir.diagnostics import Exit, fail
@@ -72,7 +72,7 @@ class OrtEngine:
         return OrtStream(self.smaller, loaded.weights, batches, budget, replaced=Scratch())
 
     def slopes(
-        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
+        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place], told: Told
     ) -> dict[Place, Slopes]:
         raise fail(
             "P815",
@@ -89,7 +89,7 @@ class OrtEngine:
         return {}  # experts of a file are pinned: no rule follows what its operations choose
 
     def felt(
-        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
+        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str], told: Told
     ) -> dict[str, float]:
         """Seen by adding a little noise: half its mean square times the Fisher information is how
         far it moves the outputs (the divergence of distributions, to second order)."""
@@ -100,6 +100,7 @@ class OrtEngine:
             forward = _Forward(self.smaller, loaded.weights, batch)
             dense = forward.outputs
             for result in results:
+                told(1 / (len(few) * len(results)))
                 value = forward.value(result)
                 size = NOISE * float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
                 if not size > 0:

@@ -287,9 +287,9 @@ class _Run(Run[PruneOptions]):
             return
         coupling = self.loaded.coupling
         places = [p for group in choice.groups for p in gradient_places(coupling, group)]
-        with self.progress.step("Measuring gradients"), self.timed("gradients"):
-            batches = self.calibrated.batches
-            found = self.loaded.engine.slopes(self.loaded, batches, self.calibrated.budget, places)
+        batches, memory = self.calibrated.batches, self.calibrated.budget
+        with self.timed("gradients"), self.progress.step("Measuring gradients", 1) as told:
+            found = self.loaded.engine.slopes(self.loaded, batches, memory, places, told)
         self.criterion = self.criterion.with_slopes(found)
         self.sloped = True
 

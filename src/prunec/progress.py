@@ -10,14 +10,14 @@ from prunec.ir.diagnostics import Diagnostic
 
 __all__ = ["Progress", "Silent"]
 
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
 
 
 class Progress(Protocol):
     """What a pipeline reports to. The console shows it on standard error."""
 
     def step(self, title: str, total: int | None = None) -> AbstractContextManager[Advance]:
-        """Enter one stage; call the result with the number of units done since the last call."""
+        """Enter one stage; call the result with the units done since the last call."""
 
     def note(self, text: str) -> None:
         """Tell a fact of interest, such as `wrote hf/ (452 MB)`."""

@@ -184,8 +184,8 @@ class _Run:
         self, loaded: Loaded, windows: Sequence[Mapping[str, Any]], found: Sequence[Removal]
     ) -> list[SensitivityRow]:
         gates = {removal.variant.name: removal.gates for removal in found}
-        with self.progress.step("Estimating"):
-            estimates = first_order(loaded.graph, loaded.weights, windows, gates)
+        with self.progress.step("Estimating", 1) as told:
+            estimates = first_order(loaded.graph, loaded.weights, windows, gates, told=told)
         return [replace(r.row, estimate=estimates[r.variant.name]) for r in found]
 
     def _measured(

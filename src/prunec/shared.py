@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from prunec.engine import Batches, Engine
+from prunec.engine import Batches, Engine, Told
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import fail
 from prunec.passes.allocators import Divergence
@@ -63,9 +63,9 @@ class SharedEngine:
             yield SharedStream(stream) if own else stream
 
     def slopes(
-        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
+        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place], told: Told
     ) -> dict[Place, Slopes]:
-        return self.engine.slopes(loaded, batches, budget, places)
+        return self.engine.slopes(loaded, batches, budget, places, told)
 
     def routed(
         self, loaded: Loaded, batches: Batches, groups: Sequence[Group]
@@ -73,9 +73,9 @@ class SharedEngine:
         return self.engine.routed(loaded, batches, groups)
 
     def felt(
-        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
+        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str], told: Told
     ) -> dict[str, float]:
-        return self.engine.felt(loaded, batches, budget, results)
+        return self.engine.felt(loaded, batches, budget, results, told)
 
     def divergence(
         self,

@@ -21,7 +21,7 @@ from prunec.breakdown import source_rows
 from prunec.checking import verify
 from prunec.damage import damage_of
 from prunec.divergence import MaskedDivergence
-from prunec.engine import Batches
+from prunec.engine import Batches, Told
 from prunec.evidence import PROBED, spread
 from prunec.loading import Loaded
 from prunec.passes.allocators import Divergence
@@ -54,9 +54,9 @@ class TorchEngine:
         return TorchStream(loaded.graph, loaded.weights, batches, budget, dense, Scratch())
 
     def slopes(
-        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place]
+        self, loaded: Loaded, batches: Batches, budget: int, places: Iterable[Place], told: Told
     ) -> dict[Place, Slopes]:
-        return TorchGradients(loaded.graph, loaded.weights, batches, budget).slopes(places)
+        return TorchGradients(loaded.graph, loaded.weights, batches, budget, told).slopes(places)
 
     def routed(
         self, loaded: Loaded, batches: Batches, groups: Sequence[Group]
@@ -65,10 +65,10 @@ class TorchEngine:
         return watch_routes(loaded.graph, loaded.weights, batches, routers) if routers else {}
 
     def felt(
-        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str]
+        self, loaded: Loaded, batches: Batches, budget: int, results: Sequence[str], told: Told
     ) -> dict[str, float]:
         few = spread(batches, PROBED)
-        return loss_per_square(loaded.graph, loaded.weights, batches, few, results, budget)
+        return loss_per_square(loaded.graph, loaded.weights, batches, few, results, budget, told)
 
     def divergence(
         self,

@@ -9,12 +9,14 @@ import platform
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunec import __version__
-from prunec.timing.stopwatch import Stopwatch
 
-__all__ = ["TimeTable", "table_for"]
+if TYPE_CHECKING:
+    from prunec.timing.stopwatch import Stopwatch
+
+__all__ = ["TimeTable", "machine", "table_for", "times_folder"]
 
 
 @dataclass
@@ -54,15 +56,16 @@ def _numbers(item: object) -> bool:
 
 
 def table_for(stopwatch: Stopwatch) -> TimeTable:
-    """The table of this machine, of a runtime in its version, and of a number of threads.
-
-    It lies in `PRUNEC_CACHE`, or `prunec` in `XDG_CACHE_HOME` or `~/.cache`.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("PRUNEC_CACHE") or Path(base) / "prunec")
+    """The table of this machine, of a runtime in its version, and of a number of threads."""
     threads = stopwatch.threads or "all"
     name = f"{stopwatch.runtime}-{stopwatch.version}-{threads}-{machine()}.json"
-    return TimeTable(root / "times" / name)
+    return TimeTable(times_folder() / name)
+
+
+def times_folder() -> Path:
+    """In `PRUNEC_CACHE`, or in `prunec` in `XDG_CACHE_HOME` or `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PRUNEC_CACHE") or Path(base) / "prunec") / "times"
 
 
 @cache
