@@ -34,7 +34,7 @@ CAUTION = (
 
 SHOWN: tuple[tuple[str, str], ...] = (
     ("parameters", "params"),
-    ("parameters outside embeddings and head", "blocks"),
+    ("parameters in blocks", "blocks"),
     ("bytes of weights", "bytes"),
     ("FLOPs", "flops"),
     ("activation bytes", "activation_bytes"),

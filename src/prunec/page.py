@@ -64,6 +64,10 @@ class Chart:
     bars: tuple[Bar, ...]
     width: int = WIDTH
 
+    @property
+    def layered(self) -> bool:
+        return any(bar.label for bar in self.bars)
+
 
 @dataclass(frozen=True)
 class Place:
