@@ -2,6 +2,8 @@
 
 python -P tools/smoke.py core      without torch: the command answers, nothing pulls torch in
 python -P tools/smoke.py torch     with it: a tiny random Llama is inspected, pruned and loaded
+python -P tools/smoke.py tools     and in tools of others that install in seconds, by the scripts in
+                                   benchmarks/integrations
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ("optimum", "torchao")
+"""Tools that install in seconds."""
 
 TARGET = 0.80
 TOLERANCE = 0.005
@@ -55,14 +61,14 @@ def core() -> None:
         prunec(command, "--help")
 
 
-def make_model(folder: Path) -> int:
+def make_model(folder: Path, tokens: int = 256) -> int:
     """Save a tiny Llama with random weights; its number of parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=256,
+        vocab_size=tokens,
         hidden_size=64,
         intermediate_size=224,
         num_hidden_layers=2,
@@ -119,6 +125,29 @@ def check_outputs(out: Path, dense_parameters: int) -> None:
     print(f"smoke: {left:.2%} of the parameters left; all three formats load")
 
 
+def with_tools(folder: Path) -> None:
+    """What others run, in the versions that docs/integrations speaks of."""
+    check_origin()
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from toolchain import TOOLS
+
+    wanted = [package for name in QUICK for package in TOOLS[name]]
+    pip = (sys.executable, "-m", "pip", "install", "-qq", "-c", str(ROOT / "constraints.txt"))
+    subprocess.run([*pip, *wanted], check=True)
+    dense = folder / "dense"
+    make_model(dense, tokens=1024)
+    for name in QUICK:
+        script = ROOT / "benchmarks" / "integrations" / f"with_{name}.py"
+        work = folder / name
+        work.mkdir()
+        run = [sys.executable, str(script), str(dense), str(work)]
+        told = json.loads(subprocess.run(run, stdout=subprocess.PIPE, check=True).stdout)
+        print(f"smoke: {name} {told['versions'][name]}: {len(told['steps'])} commands", flush=True)
+
+
+PARTS = {"torch": with_torch, "tools": with_tools}
+
+
 def main(part: str) -> None:
     """Run one part in a folder of its own."""
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -126,7 +155,7 @@ def main(part: str) -> None:
         return core()
     folder = Path(tempfile.mkdtemp(prefix="prunec-smoke-"))
     try:
-        return with_torch(folder)
+        return PARTS[part](folder)
     finally:
         shutil.rmtree(folder)
 
