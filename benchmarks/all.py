@@ -21,6 +21,7 @@ from pathlib import Path
 from common import Document, main, parser, say, source_hash
 
 NAMES = (
+    "startup",
     "typing_time",
     "inspect_7b",
     "large_magnitude",

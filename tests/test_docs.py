@@ -6,10 +6,11 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 from worded import maker
 
-from prunec.cli import main
+from prunec.cli import cli, main
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -69,3 +70,28 @@ def test_links_lead_somewhere(page: Path) -> None:
     found = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     local = [link for link in found if "://" not in link]
     assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TYPED = re.compile(r"^ {4}(?:\$ )?prunec ((?:.*\\\n)*.*)$", re.MULTILINE)
+
+
+def typed(page: Path) -> list[list[str]]:
+    """The commands of a page, each in words; what stands for something is left as it is."""
+    found = TYPED.findall(page.read_text(encoding="utf-8"))
+    return [shlex.split(line.replace("\\\n", " "), comments=True) for line in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_that_are_shown_can_be_typed(page: Path) -> None:
+    """Verbs, options and values are ones that the command line takes."""
+    with click.Context(cli) as context:
+        for verb, *words in typed(page):
+            command = cli.get_command(context, verb)
+            assert command is not None, verb
+            if "..." not in words:
+                command.make_context(verb, words)
+
+
+def test_commands_are_found() -> None:
+    assert sum(len(typed(page)) for page in PAGES) > 40
