@@ -14,7 +14,7 @@ from prunec.cli import cli, main
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^    \$ (prunec .*)$", re.MULTILINE)
+COMMAND = re.compile(r"^    \$ (prunec (?:.*\\\n)*.*)$", re.MULTILINE)
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the documentation takes for granted: a model and a text."""
     source, _ = maker(tmp_path)("decoder")
     source.path.rename(tmp_path / "smollm2")
-    (tmp_path / "text.txt").write_text("the sea is wide and the land is old " * 400)
+    for name in ("text.txt", "wikitext2-valid.txt"):
+        (tmp_path / name).write_text("the sea is wide and the land is old " * 400)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -48,7 +49,7 @@ def test_the_commands_of_the_tour(desk: Path, capsys: pytest.CaptureFixture[str]
         "sensitivity",
     }
     for line in commands:
-        words = shlex.split(line)[1:]
+        words = shlex.split(line.replace("\\\n", " "))[1:]
         small = ["--rank", "4", "--steps", "2"] if words[0] == "recover" else []
         assert main([*words, *small]) == 0, capsys.readouterr().err
     assert "prunable groups" in capsys.readouterr().out

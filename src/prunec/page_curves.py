@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -125,7 +126,8 @@ def _between(curve: CurveRow, count: int) -> float:
 
 def _front(across: str, rows: Sequence[FrontRow], costs: Sequence[float], *, joined: bool) -> Front:
     low, high = min(costs), max(costs)
-    top = max((row.lost for row in rows), default=0.0) or 1.0
+    marks = _marks(0, 100 * max((row.lost for row in rows), default=0.0) or 1.0, over=True)
+    top = marks[-1] / 100
     dots = tuple(
         Dot(
             _across(cost, low, high),
@@ -136,13 +138,20 @@ def _front(across: str, rows: Sequence[FrontRow], costs: Sequence[float], *, joi
         for row, cost in zip(rows, costs, strict=True)
     )
     line = " ".join(f"{dot.x},{dot.y}" for dot in dots if not dot.chosen) if joined else ""
-    steps = [i / TICKS for i in range(TICKS + 1)]
-    ticks = tuple(
-        Tick(_across(low + s * (high - low), low, high), f"{low + s * (high - low):.3g}")
-        for s in (steps if high > low else [0.0])
-    )
-    rows_ = tuple(Tick(_down(s * top, top), f"{100 * s * top:.3g} %") for s in steps)
+    ticks = tuple(Tick(_across(mark, low, high), f"{mark:.4g}") for mark in _marks(low, high))
+    rows_ = tuple(Tick(_down(mark / 100, top), f"{mark:.4g} %") for mark in marks)
     return Front(across, line, dots, ticks, rows_)
+
+
+def _marks(low: float, high: float, *, over: bool = False) -> list[float]:
+    """Round numbers from `low` to `high`, a handful; with `over` the last one is beyond."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * part for part in (1, 2, 2.5, 5, 10) if power * part >= rough * 0.999)
+    last = (math.ceil if over else math.floor)(high / step * (1 - 1e-9 if over else 1 + 1e-9))
+    return [step * number for number in range(math.ceil(low / step * (1 - 1e-9)), last + 1)]
 
 
 def _across(value: float, low: float, high: float) -> float:
