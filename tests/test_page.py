@@ -179,6 +179,19 @@ def test_a_chart_has_a_bar_for_every_layer() -> None:
     assert [float(h) for h in heights] == [round(0.9 * (i + 1), 2) for i in range(30)]
 
 
+def test_layers_that_went_are_seen() -> None:
+    groups = tuple(
+        GroupRow(f"{i}/{role}", role, 4, ((f"layers.{i}.{role}.weight", 0),), kept=kept)
+        for i, kept in enumerate((4, 0, 2))
+        for role in ("neuron", "kv_head")
+    )
+    whole = replace(report("x"), groups=groups, curves=())
+    text = check_harmless(render_page(whole)).text
+    for part in ("layer 6 → 4", "groups of layer 1: 0 of 2 kept", "groups of layer 2: 2 of 2 kept"):
+        assert part in text, part
+    assert "groups of layer" not in render_page(replace(whole, removed=()))
+
+
 def test_what_is_not_known_is_said() -> None:
     bare = replace(report("x"), curves=(), front=(), latency=(), sources=(), checks=(), removed=())
     text = check_harmless(render_page(bare)).text

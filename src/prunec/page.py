@@ -114,7 +114,7 @@ def render_page(report: PruneReport, recipe: str = "") -> str:
         calibration=told_calibration(report.calibration),
         costs=[row for row in costs if row[1]],
         entropy=bool(report.sources) and report.sources[0].metric == "cross_entropy",
-        charts=list(_charts(report.groups)),
+        charts=list(_charts([*_layers(report), *report.groups])),
         curves=role_curves(report.curves, report.groups),
         fronts=fronts(report.front),
         families=[_family(groups) for groups in alike(report.groups)],
@@ -151,6 +151,21 @@ def _charts(groups: Iterable[GroupRow]) -> Iterable[Chart]:
     for role, members in by_role.items():
         if any(_left(g) < g.size for g in members):
             yield _chart(role, sorted(members, key=_layer))
+
+
+def _layers(report: PruneReport) -> list[GroupRow]:
+    """The layers of a model of which something went as a whole, each with its groups as indices."""
+    found: dict[int, list[GroupRow]] = {}
+    for group in report.groups if report.removed else ():
+        found.setdefault(_layer(group), []).append(group)
+    found.pop(-1, None)
+    return [
+        GroupRow(
+            f"groups of layer {number}", "layer", len(groups), groups[0].places,
+            kept=sum(_left(group) > 0 for group in groups),
+        )
+        for number, groups in found.items()
+    ]  # fmt: skip
 
 
 def _chart(role: str, groups: Sequence[GroupRow]) -> Chart:
