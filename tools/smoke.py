@@ -129,9 +129,8 @@ def with_tools(folder: Path) -> None:
     """What others run, in the versions that docs/integrations speaks of."""
     check_origin()
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from toolchain import TOOLS
-
-    wanted = [package for name in QUICK for package in TOOLS[name]]
+    tools = importlib.import_module("toolchain").TOOLS
+    wanted = [package for name in QUICK for package in tools[name]]
     pip = (sys.executable, "-m", "pip", "install", "-qq", "-c", str(ROOT / "constraints.txt"))
     subprocess.run([*pip, *wanted], check=True)
     dense = folder / "dense"
