@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -21,6 +22,7 @@ __all__ = ["cache_folder", "converted"]
 
 MAGIC = b"GGUF"
 CONVERTERS = ("gguf", "torch", "transformers")
+BLOCK = re.compile(r"(?:^|\.)blk\.(\d+)\.")
 LAYOUT = "1"
 """Changes when this module writes its copies differently."""
 
@@ -40,6 +42,7 @@ def converted(path: Path) -> Path:
     target = cache_folder() / _key(path)
     if target.is_dir():
         return target
+    _check_blocks(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=target.parent))
@@ -64,6 +67,31 @@ def _check(path: Path) -> None:
     if magic == MAGIC:
         return
     raise fail("P116", "not a GGUF file", where=str(path), help="fetch the file again")
+
+
+def _check_blocks(path: Path) -> None:
+    """A file holds the blocks that it tells of. Otherwise transformers would make up the others,
+    or their number, which can take it minutes."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        kind = reader.fields["general.architecture"].contents()
+        said = int(reader.fields[f"{kind}.block_count"].contents())
+    except KeyError as error:
+        raise _unreadable(path, ValueError(f"the field {error} is missing")) from error
+    except Exception as error:  # the readers of GGUF raise anything
+        raise _unreadable(path, error) from error
+    numbers = [int(m[1]) for t in reader.tensors if (m := BLOCK.search(t.name))]
+    held = max(numbers, default=-1) + 1
+    if said <= held:
+        return
+    raise fail(
+        "P116",
+        f"this GGUF file tells of {said} blocks and holds {held}",
+        where=str(path),
+        help="fetch the file again; of a model in several files all are needed, as one",
+    )
 
 
 def _key(path: Path) -> str:

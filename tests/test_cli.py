@@ -430,6 +430,22 @@ def test_a_run_that_is_stopped_leaves_nothing(
     assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_after_the_end_changes_nothing(number: signal.Signals, model: Path) -> None:
+    """Libraries of a run may take a while to unload, as this object does."""
+    act = f"""
+    class Slow:
+        def __del__(self, kill=os.kill, own=os.getpid(), sleep=time.sleep):
+            kill(own, {int(number)})
+            sleep(0.01)
+    os.slow = Slow()
+    return types.SimpleNamespace(to_json=lambda: [])
+    """
+    with process(act, "inspect", model, "--json") as running:
+        _, said = running.communicate(timeout=30)
+    assert (running.returncode, said) == (0, "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_a_run_without_memory_still_says_so(model: Path) -> None:
     """What it holds is let go before anything is told, so that there is room to tell it."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from gguf import GGUFWriter
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -321,7 +322,30 @@ def test_damaged_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
     assert codes(lambda: resolve(str(path))) == {"P116"}
+    monkeypatch.setattr(gguf, "_check_blocks", lambda path: None)
+    assert codes(lambda: resolve(str(path))) == {"P116"}
     assert not list(gguf.cache_folder().iterdir()), "nothing half-made is left"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "says"), [(32, "tells of 32 blocks and holds 1"), (None, "block_count' is missing")]
+)
+def test_gguf_that_lacks_blocks(
+    blocks: int | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after the minutes that making them up would take."""
+    monkeypatch.setenv("PRUNEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("it was read all the same"))
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    if blocks is not None:
+        writer.add_block_count(blocks)
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(PrunecError, match=says):
+        resolve(str(tmp_path / "model.gguf"))
 
 
 def test_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +358,7 @@ def test_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         saved(llama(), folder)
 
     monkeypatch.setattr(gguf, "_convert", convert)
+    monkeypatch.setattr(gguf, "_check_blocks", lambda path: None)
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
     source = resolve(str(path))

@@ -392,9 +392,10 @@ def _console(as_json: bool) -> Console:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's) and return its exit code."""
     from prunec.backends.heap import frugal
-    from prunec.guard import guarded
+    from prunec.guard import guarded, over
 
     frugal()
+    atexit.register(over)
     atexit.register(gc.freeze)  # no look for cycles in memory that goes with the process anyway
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as in `prunec ... >&-`

@@ -23,7 +23,7 @@ from prunec.escape import printable
 if TYPE_CHECKING:
     from prunec.ir.diagnostics import Diagnostic
 
-__all__ = ["BROKEN_PIPE", "Terminated", "guarded"]
+__all__ = ["BROKEN_PIPE", "Terminated", "guarded", "over"]
 
 BROKEN_PIPE = 141
 
@@ -79,6 +79,14 @@ def _terminable() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def over() -> None:
+    """The run has ended and has its exit code: what arrives while libraries are unloaded must not
+    make it look interrupted."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
