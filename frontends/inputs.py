@@ -32,6 +32,7 @@ from prunec.frontends.source import Source
 from prunec.frontends.text import (
     Ids,
     detokenise_wikitext,
+    frame,
     is_word_level,
     load_tokenizer,
     spread_windows,
@@ -132,9 +133,10 @@ class Reader:
         model, notes = self.model, list[str]()
         if model.can_generate() and not model.config.is_encoder_decoder:
             length = self._fit_length(notes)
-            if first_token(model) is None:
-                notes.append("the model names no first token: its texts start with random ones")
-            ids = write_text(self._writer(), n, length, self.seed, self.progress)
+            before = self._before()
+            if not before:
+                notes.append("nothing stands before a text: its own start with random tokens")
+            ids = write_text(self._writer(), n, length, self.seed, self.progress, before=before)
             return self._of_text(ids, "text written by the model itself", notes)
         if self.source.tokenizer:
             tokenizer = load_tokenizer(self.source)
@@ -145,6 +147,14 @@ class Reader:
         notes.append("random tokens calibrate weakly: give a tokenizer and a text")
         ids = noise_tokens(n, length, self._vocabulary(), self.seed)
         return self._of_text(ids, "random tokens", notes)
+
+    def _before(self) -> tuple[int, ...]:
+        """What the model is used to see before a text: what the tokenizer puts there, or, without
+        one, the token that the model names."""
+        if self.source.tokenizer:
+            return frame(load_tokenizer(self.source)).before
+        first = first_token(self.model)
+        return () if first is None else (first,)
 
     def _writer(self) -> PreTrainedModel:
         on_meta = any(parameter.is_meta for parameter in self.model.parameters())

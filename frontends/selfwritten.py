@@ -1,13 +1,15 @@
-"""A decoder writes its own calibration text from its beginning-of-sequence token.
+"""A decoder writes its own calibration text: many short texts, of as many kinds as it knows.
 
-Plain sampling (temperature 1, no truncation), seeded, with fixed length; the end-of-sequence
-token is never drawn, so that no window is cut short. Text drawn this way follows the distribution
-that the model has learned (LLM-QAT, Liu et al., 2023, uses it as training data).
+Before each stands what the model is used to see before a text. The first token of every other one
+is drawn evenly from the whole vocabulary, and that of all where nothing stands before it (LLM-QAT,
+Liu et al., 2023, section 3.1, starts so): that gives prose, code, lists, whatever the model has
+read. All else is plain sampling (temperature 1, no truncation), seeded, with fixed length; the
+end-of-sequence token is never drawn, so that no text is cut short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,13 @@ from prunec.ir.diagnostics import PrunecError, fail
 
 __all__ = ["first_token", "sampling_dtype", "write_text"]
 
-BATCH = 64
+TEXT = 128
+"""Tokens of one text, about: a window holds several."""
+
+BATCH = 128
+OPEN = -1
+"""A token that the model is to draw."""
+
 REMEDY = "give a text: --calibration FILE"
 Progress = Callable[[int, int], None]
 
@@ -43,30 +51,44 @@ def first_token(model: PreTrainedModel) -> int | None:
 
 
 def write_text(
-    model: PreTrainedModel, n: int, length: int, seed: int, progress: Progress | None = None
+    model: PreTrainedModel,
+    n: int,
+    length: int,
+    seed: int,
+    progress: Progress | None = None,
+    *,
+    before: Sequence[int],
 ) -> Ids:
-    """`n` windows of `length` tokens, shape (n, length), each from the first token on.
+    """`n` windows of `length` tokens, shape (n, length), each of texts of about `TEXT` tokens that
+    begin with the tokens `before`.
 
-    A model that names no first token starts from random ones. The same seed gives the same text
-    on the same machine. Raises P136 when the model cannot write.
+    The same seed gives the same text on the same machine. Raises P136 when the model cannot write.
     """
     rng = np.random.default_rng(seed)
-    start = first_token(model)
+    texts = -(-length // TEXT)
+    size = -(-length // texts)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    first = rng.integers(vocabulary, size=n) if start is None else np.full(n, start)
-    step = _Step(n * (length - 1), progress)
-    found = [
-        _batch(model, first[i : i + BATCH], length, int(rng.integers(2**31)), step)
-        for i in range(0, n, BATCH)
-    ]
-    return np.concatenate(found)
+    topics = np.setdiff1d(np.arange(vocabulary), _ends(model))
+    first = rng.choice(topics, size=(n * texts, 1))
+    starts = np.tile(np.array(before, np.int64), (len(first), 1))
+    if starts.size:
+        first[::2] = OPEN
+    else:
+        starts, first = first, np.full_like(first, OPEN)
+    step = _Step(len(starts) * max(size - starts.shape[1], 0), progress)
+    found = []
+    for i in range(0, len(starts), BATCH):
+        draw = _Draw(int(rng.integers(2**31)), _ends(model), first[i : i + BATCH], step)
+        found.append(_batch(model, starts[i : i + BATCH], size, draw))
+    return np.concatenate(found).reshape(n, -1)[:, :length]
 
 
-def _batch(model: PreTrainedModel, first: Ids, length: int, seed: int, step: _Step) -> Ids:
-    start = torch.from_numpy(np.asarray(first, np.int64)).unsqueeze(1)
-    if length == 1:
-        return start.numpy()
-    draw = _Draw(seed, _ends(model), step)
+def _batch(model: PreTrainedModel, starts: Ids, length: int, draw: _Draw) -> Ids:
+    """Texts of `length` tokens that go on from `starts` (k, m)."""
+    more = length - starts.shape[1]
+    if more <= 0:
+        return starts[:, :length]
+    start = torch.from_numpy(starts)
     # The model's own settings may hold penalties and truncations meant for chatting.
     plain: Any = GenerationConfig
     kept, model.generation_config = model.generation_config, plain()
@@ -75,7 +97,7 @@ def _batch(model: PreTrainedModel, first: Ids, length: int, seed: int, step: _St
             made = model.generate(  # type: ignore[operator]
                 start,
                 attention_mask=torch.ones_like(start),
-                max_new_tokens=length - 1,
+                max_new_tokens=more,
                 do_sample=False,
                 use_cache=True,
                 logits_processor=[draw],
@@ -91,15 +113,17 @@ def _batch(model: PreTrainedModel, first: Ids, length: int, seed: int, step: _St
 
 
 class _Draw(LogitsProcessor):
-    """Sample by inverting the cumulative distribution, and leave only what was drawn.
+    """Sample by inverting the cumulative distribution, and leave only what was drawn: at first
+    what is `given` (k, 1), where it is not `OPEN`.
 
     One uniform number a row instead of one for every entry of the vocabulary, from a generator of
     its own: torch's global state is not touched.
     """
 
-    def __init__(self, seed: int, never: list[int], step: _Step) -> None:
+    def __init__(self, seed: int, never: list[int], given: Ids, step: _Step) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.never = never
+        self.given: torch.Tensor | None = torch.from_numpy(given)
         self.step = step
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -115,6 +139,9 @@ class _Draw(LogitsProcessor):
         at = torch.rand(len(scores), 1, generator=self.generator, dtype=torch.float64)
         drawn = torch.searchsorted(heights, at * heights[:, -1:], right=True)
         drawn = drawn.clamp_(max=scores.shape[-1] - 1)
+        if self.given is not None:
+            drawn = torch.where(self.given == OPEN, drawn, self.given)
+            self.given = None
         self.step(len(scores))
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 

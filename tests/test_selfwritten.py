@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from worded import WORDS, Make, build, maker, refused
+from worded import WORDS, Make, build, maker, refused, tokenizer
 
 from prunec.frontends.calibration import calibration
 from prunec.frontends.noise import noise_images
@@ -35,19 +35,30 @@ def test_decoder_writes_its_own_text(make: Make) -> None:
     assert (ids != other.inputs["input_ids"]).any()
 
 
+def test_own_text_begins_as_the_tokenizer_begins_texts(make: Make) -> None:
+    source, model = make("decoder")
+    found = calibration(source, model, "self", 8, 12, 3)
+    assert len(set(found.inputs["input_ids"][:, 0])) > 2
+    assert any("nothing stands before a text" in note for note in found.notes)
+    tokenizer(around=True).save_pretrained(source.folder)
+    found = calibration(source, model, "self", 8, 12, 3)
+    assert (found.inputs["input_ids"][:, 0] == 1).all()
+    assert not found.notes
+
+
 def test_the_random_state_of_torch_is_left_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    write_text(build("decoder").eval(), 2, 4, seed=0)
+    write_text(build("decoder").eval(), 2, 4, seed=0, before=(1,))
     torch.manual_seed(5)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_settings_for_chatting_do_not_matter() -> None:
     model = build("decoder").eval()
-    plain = write_text(model, 3, 8, seed=0)
+    plain = write_text(model, 3, 8, seed=0, before=(1,))
     model.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=2, max_length=3)
-    np.testing.assert_array_equal(write_text(model, 3, 8, seed=0), plain)
+    np.testing.assert_array_equal(write_text(model, 3, 8, seed=0, before=(1,)), plain)
     assert model.generation_config.repetition_penalty == 5.0
 
 
@@ -59,17 +70,36 @@ def test_text_follows_the_distribution_of_the_model() -> None:
         expected = model(torch.tensor([[1]])).logits[0, 0]
         expected[2] = -torch.inf
         expected = expected.softmax(-1).numpy()
-    ids = write_text(model, 4000, 2, seed=0)[:, 1]
+    ids = write_text(model, 8000, 2, seed=0, before=(1,))[::2, 1]
     found = np.bincount(ids, minlength=len(expected)) / len(ids)
     # The standard deviation of each frequency is below 0.5 / sqrt(4000) = 0.008.
     np.testing.assert_allclose(found, expected, atol=0.04)
+
+
+@pytest.mark.parametrize(("before", "every"), [((1,), 2), ((), 1), ((1, 5), 2)])
+def test_texts_are_about_all_of_the_vocabulary(before: tuple[int, ...], every: int) -> None:
+    """Of every other text the first token is any, but for the one that ends a text; of all where
+    nothing stands before it."""
+    ids = write_text(build("decoder").eval(), 4000, 3, seed=0, before=before)
+    assert (ids[:, : len(before)] == before).all()
+    first = ids[every - 1 :: every, len(before)]
+    found = np.bincount(first, minlength=WORDS + 3) / len(first)
+    wanted = np.full(WORDS + 3, 1 / (WORDS + 2))
+    wanted[2] = 0
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+
+
+def test_a_window_holds_several_texts() -> None:
+    ids = write_text(build("decoder").eval(), 2, 300, seed=0, before=(1,))
+    assert ids.shape == (2, 300)
+    assert (ids[:, [0, 100, 200]] == 1).all()
 
 
 def test_model_whose_logits_are_not_finite() -> None:
     model = build("decoder").eval()
     with torch.no_grad():
         model.lm_head.weight[5, 5] = torch.nan
-    assert refused(lambda: write_text(model, 2, 4, seed=0))[0] == "P136"
+    assert refused(lambda: write_text(model, 2, 4, seed=0, before=(1,)))[0] == "P136"
 
 
 def test_encoder_reads_prose(make: Make) -> None:
