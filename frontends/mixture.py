@@ -11,6 +11,7 @@ Weights are relative: `7` and `3` mean the same as `0.7` and `0.3`. A file whose
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def interleave(counts: Sequence[int]) -> list[int]:
 
 
 def _exists(place: str) -> bool:
-    return place not in ("", SELF) and Path(place).expanduser().exists()
+    return place not in ("", SELF) and os.path.exists(Path(place).expanduser())
 
 
 def _pieces(spec: str) -> Iterator[str]:

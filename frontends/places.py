@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -22,9 +23,9 @@ ARRAYS = (".npz", ".npy")
 def kind_of(path: Path) -> Kind:
     """What the file or folder holds. Raises P130 when there is none, P139 for a folder of
     neither arrays nor a data set."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _kind_of_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):  # nor may its name be too long, at which pathlib raises
         fact = "the text cannot be read: no such file or directory"
         raise bad_text("P130", fact, path, "give a file or folder that exists, or `self`")
     if not path.is_file():  # it is read twice, and hashed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,10 @@ def resolve(model: str, *, need_weights: bool = True, trust_remote_code: bool = 
     `weights`), P110 (no config), P115 (hub), P116 (GGUF).
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    # os.path: of a name that is too long for any disk pathlib raises
+    if os.path.isdir(path):
         return _folder(model, path, "hf", need_weights, trust_remote_code)
-    if path.is_file():
+    if os.path.isfile(path):
         return _file(model, path, need_weights, trust_remote_code)
     if _looks_local(model, path):
         raise fail(
@@ -93,7 +95,7 @@ def _looks_local(model: str, path: Path) -> bool:
     """A hub id is one or two plain words; all else must be a path."""
     if not HUB_ID.fullmatch(model) or path.suffix in {".gguf", ".onnx", ".json", ".safetensors"}:
         return True
-    return "/" in model and path.parent.is_dir()
+    return "/" in model and os.path.isdir(path.parent)
 
 
 def _file(model: str, path: Path, need_weights: bool, trust: bool) -> Source:

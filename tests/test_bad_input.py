@@ -263,3 +263,24 @@ def test_a_file_that_torch_wrote_is_not_opened(place: Place) -> None:
     shutil.rmtree(place.model)
     (place.root / "weights.pt").rename(place.model)
     place.refuse(1, "--target", "params=80%", *PLAIN)
+
+
+LONG = "x" * 300
+"""No disk holds such a name."""
+
+
+@pytest.mark.parametrize("model", [f"{LONG}.onnx", f"./{LONG}/m.gguf", f"{LONG}.json"])
+def test_a_model_whose_name_is_too_long(model: str, place: Place) -> None:
+    assert main(["inspect", model]) != 0
+    said = place.capture.readouterr().err
+    assert "error[P100]" in said
+    assert "internal error" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "code"), [("--calibration", "P130"), ("--plan", "P830"), ("--recipe", "P840")]
+)
+def test_a_file_whose_name_is_too_long(option: str, code: str, place: Place) -> None:
+    target = [] if option == "--plan" else ["--target", "params=80%"]
+    assert main(["prune", str(place.model), "-o", str(place.out), *target, option, LONG]) == 2
+    assert f"error[{code}]" in place.capture.readouterr().err

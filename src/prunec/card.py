@@ -5,6 +5,7 @@ Everything that comes from the model or the user is escaped: a name cannot becom
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def joined(sections: Iterable[str]) -> str:
 def model_name(model: str) -> str:
     """What to call a model in public: a hub id as it is, of a path the last part only."""
     path = Path(model)
-    return (path.resolve().name or model) if path.exists() or path.is_absolute() else model
+    return (path.resolve().name or model) if os.path.exists(path) or path.is_absolute() else model
 
 
 def told_calibration(calibration: str) -> str:

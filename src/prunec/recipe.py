@@ -6,6 +6,7 @@ never taken from a recipe: whoever runs it decides.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def check_files(recipe: Recipe, names: Mapping[str, str]) -> None:
             help=f"give the {what} on the command line to use it as it is now",
         )
         for name, what in names.items()
-        if name in recipe.files and Path(name).exists()
+        if name in recipe.files and os.path.exists(name)
         if _hash_as(what, Path(name)) != recipe.files[name]
     ]
     if changed:

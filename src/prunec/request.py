@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,7 +114,7 @@ def _check_out(options: RunOptions) -> None:
 def sources(options: RunOptions) -> list[Path]:
     """The files and folders that a run reads and must not replace."""
     named = [Path(options.model).expanduser(), *options.calibration_files]
-    return [path for path in named if path.exists()]
+    return [path for path in named if os.path.exists(path)]
 
 
 def _settled(options: Asked) -> Asked:

@@ -37,6 +37,7 @@ SYSTEM: dict[int, tuple[str, str]] = {
     errno.EPERM: ("P992", "check the rights of the file and of its folder"),
     errno.EROFS: ("P992", "the disk is read-only; choose another folder with -o"),
     errno.EMFILE: ("P993", "raise the limit of open files: ulimit -n 4096"),
+    errno.ENAMETOOLONG: ("P993", "choose a shorter name"),
     errno.EIO: ("P993", "the disk failed to read or write; check it"),
 }
 
