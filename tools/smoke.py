@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ("optimum", "torchao")
+QUICK = ("torchao",)
 """Tools that install in seconds."""
 
 TARGET = 0.80
