@@ -129,7 +129,7 @@ def _work(name: str, start: str, stop: str, seed: str, scratch: str) -> None:
     """The worker: libraries first, then no way back out of the scratch folder."""
     from fuzzing import READERS, confine, fuzz
 
-    from prunec.console import hush
+    from prunec.cli.console import hush
 
     hush()
     folder = Path(scratch)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from prunec.ir.axes import Selection
-    from prunec.loading import Loaded
     from prunec.passes.coupling import Group
+    from prunec.runs.loading import Loaded
 
 ROLES = ("neuron", "query_head", "kv_head", "head_dim", "hidden")
 MODELS = ("smollm2", "gemma3", "minilm")
@@ -61,8 +61,8 @@ def run(arguments: Sequence[str] | None = None) -> Document:
 
 
 def _model(name: str, share: float, seeds: int) -> list[Document]:
-    from prunec.loading import load
     from prunec.progress import Silent
+    from prunec.runs.loading import load
 
     say(f"{name}: loading")
     loaded = load(str(model(name)), trust_remote_code=False, need_weights=True, progress=Silent())
@@ -85,7 +85,7 @@ def _model(name: str, share: float, seeds: int) -> list[Document]:
 class _Law:
     def __init__(self, loaded: Loaded, share: float) -> None:
         from prunec.backends.interpreter import execute
-        from prunec.feeds import InputSpec, example_feeds
+        from prunec.measuring.feeds import InputSpec, example_feeds
 
         self.loaded, self.share = loaded, share
         specs = [
@@ -101,9 +101,9 @@ class _Law:
 
         from prunec.backends.interpreter import execute
         from prunec.backends.masked import execute_masked
-        from prunec.loading import SlicedWeights
         from prunec.passes.dce import dce
         from prunec.passes.rewrite import Rewritten, rewrite
+        from prunec.runs.loading import SlicedWeights
 
         loaded, rng = self.loaded, np.random.default_rng(seed)
         start = time.perf_counter()
@@ -146,7 +146,7 @@ class _Law:
 
 
 def _worst(found: Outputs, wanted: Outputs) -> float:
-    from prunec.checking import relative_difference
+    from prunec.output.checking import relative_difference
 
     return max(relative_difference(a, b) for a, b in zip(found, wanted, strict=True))
 

@@ -32,11 +32,11 @@ from common import run as measured
 from onnx_files import PACKAGES, wheel_files
 from rival_home import rival
 
-from prunec.feeds import Feeds
 from prunec.frontends.onnx import read_onnx
 from prunec.ir.diagnostics import PrunecError, fail
-from prunec.onnx_feeds import seeded_feeds
-from prunec.runners import Runner, open_onnx
+from prunec.measuring.feeds import Feeds
+from prunec.measuring.onnx_feeds import seeded_feeds
+from prunec.measuring.runners import Runner, open_onnx
 
 RIVAL = "onnxsim==0.8.1"
 MODELS, WAYS = ("minilm", "smollm2"), ("dynamo", "legacy")

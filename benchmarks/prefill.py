@@ -84,17 +84,17 @@ def run(arguments: Sequence[str] | None = None) -> Document:
 
 def _write_dense(folder: str, path: Path) -> None:
     from prunec.backends import onnx
-    from prunec.loading import load
     from prunec.progress import Silent
+    from prunec.runs.loading import load
 
     loaded = load(folder, trust_remote_code=False, need_weights=True, progress=Silent())
     onnx.emit(loaded.graph, loaded.weights, path)
 
 
 def _times(dense: Path, pruned: Path, threads: int, repeat: int) -> list[list[float]]:
-    from prunec.bench import measure
-    from prunec.feeds import example_feeds
-    from prunec.runners import open_onnx
+    from prunec.measuring.bench import measure
+    from prunec.measuring.feeds import example_feeds
+    from prunec.measuring.runners import open_onnx
 
     runners = [open_onnx(path, threads) for path in (dense, pruned)]
     feeds = [example_feeds(runner.inputs, batch=1, length=LENGTH) for runner in runners]

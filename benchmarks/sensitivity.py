@@ -113,11 +113,11 @@ def _forward(folder: Path, text: Path, samples: int, length: int) -> Document:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from prunec.calibrating import calibrate
-    from prunec.depth import single_windows
-    from prunec.loading import load
-    from prunec.options import PruneOptions
+    from prunec.options.prune import PruneOptions
+    from prunec.planning.depth import single_windows
     from prunec.progress import Silent
+    from prunec.runs.calibrating import calibrate
+    from prunec.runs.loading import load
 
     loaded = load(str(folder), trust_remote_code=False, need_weights=False, progress=Silent())
     options = PruneOptions(

@@ -27,8 +27,8 @@ OPTIONS = (
     "--calibration-samples", "16", "--calibration-length", "32",
 )  # fmt: skip
 LOADED = (
-    "prunec.emission_hf", "prunec.pipeline", "prunec.request", "prunec.show",
-    "transformers.models.llama.modeling_llama",
+    "prunec.output.emission_hf", "prunec.verbs.pipeline", "prunec.options.request",
+    "prunec.cli.show", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 """What a fork finds loaded."""
 DEADLINE = 600
@@ -142,7 +142,7 @@ def _fork(model: Path, out: Path) -> Started:
 
 
 def _body(model: Path, out: Path, errors: int) -> None:
-    from prunec.cli import main as command
+    from prunec.cli.app import main as command
 
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

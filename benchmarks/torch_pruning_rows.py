@@ -28,9 +28,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunec.backends.masked import execute_masked
-from prunec.checking import relative_difference
 from prunec.ir.diagnostics import PrunecError
 from prunec.ir.dialects.aten import ATEN
+from prunec.output.checking import relative_difference
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
 

@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 from models import MissingPackage, ensure
 
-from prunec.console import Console
-from prunec.feeds import Array, example_feeds, token_feeds
-from prunec.guard import guarded
-from prunec.reports import PruneReport
-from prunec.runners import Runner
+from prunec.cli.console import Console
+from prunec.cli.guard import guarded
+from prunec.measuring.feeds import Array, example_feeds, token_feeds
+from prunec.measuring.runners import Runner
+from prunec.reports.data import PruneReport
 
 Predict = Callable[[Array], Array]
 
@@ -114,9 +114,9 @@ def _demo(asked: argparse.Namespace, console: Console) -> int:
 
 
 def _prune(asked: argparse.Namespace, folder: Path, console: Console) -> PruneReport:
-    from prunec.options import PruneOptions
-    from prunec.pipeline import prune
-    from prunec.target import parse_targets
+    from prunec.options.prune import PruneOptions
+    from prunec.options.target import parse_targets
+    from prunec.verbs.pipeline import prune
 
     options = PruneOptions(
         model=str(folder),
@@ -134,8 +134,8 @@ def _prune(asked: argparse.Namespace, folder: Path, console: Console) -> PruneRe
 
 def _write_dense(folder: Path, path: Path) -> None:
     from prunec.backends import onnx
-    from prunec.loading import load
     from prunec.progress import Silent
+    from prunec.runs.loading import load
 
     loaded = load(str(folder), trust_remote_code=False, need_weights=True, progress=Silent())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,11 +144,11 @@ def _write_dense(folder: Path, path: Path) -> None:
 
 def _texts(asked: argparse.Namespace, folder: Path, console: Console) -> dict[str, Array]:
     """Windows of tokens by the name of their text: the model's own, drawn anew, and those given."""
-    from prunec.artifacts import find_artifacts
-    from prunec.corpus import read_corpus
     from prunec.frontends import hf
     from prunec.frontends.calibration import calibration
     from prunec.frontends.source import resolve
+    from prunec.measuring.artifacts import find_artifacts
+    from prunec.measuring.corpus import read_corpus
 
     source = resolve(str(folder))
     model = hf.build_meta(hf.load_config(source))
@@ -164,8 +164,8 @@ def _texts(asked: argparse.Namespace, folder: Path, console: Console) -> dict[st
 
 def _measure(name: str, side: Side, texts: dict[str, Array], console: Console) -> None:
     """Perplexity of one side on every text, and what it writes on its own."""
-    from prunec.evaluate import perplexity
-    from prunec.runners import open_hf
+    from prunec.measuring.evaluate import perplexity
+    from prunec.measuring.runners import open_hf
 
     runner = open_hf(str(side.folder))
     side.bytes["Hugging Face"] = runner.bytes
@@ -199,8 +199,8 @@ def _continuation(folder: Path) -> str:
 
 def _race(dense: Side, pruned: Side, advance: Callable[[int], None]) -> None:
     """Median latency of both in turns."""
-    from prunec.bench import measure
-    from prunec.runners import open_onnx
+    from prunec.measuring.bench import measure
+    from prunec.measuring.runners import open_onnx
 
     sides = (dense, pruned)
     runners = [open_onnx(side.onnx) for side in sides]

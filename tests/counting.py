@@ -12,7 +12,7 @@ import torch
 import transformers
 from worded import WORDS, text, tokenizer
 
-from prunec.cli import main
+from prunec.cli.app import main
 from prunec.frontends.text import windows
 from prunec.recovery.models import open_model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 __all__ = ["Place"]
 

@@ -16,8 +16,8 @@ import pytest
 from refusals import Place
 from worded import maker, text
 
-from prunec.options import PruneOptions
-from prunec.target import parse_targets
+from prunec.options.prune import PruneOptions
+from prunec.options.target import parse_targets
 
 Files = dict[str, Any]
 """Contents by name: texts, bytes, arrays of an `.npz`, or one array of a `.npy`."""

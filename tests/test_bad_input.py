@@ -19,7 +19,7 @@ import zoo
 from refusals import Place
 from safetensors.numpy import load_file, save_file
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 WEIGHTS = "model.safetensors"
 PLAIN = ("--method", "magnitude", "--calibration", "none")

@@ -19,16 +19,16 @@ from worded import Make, maker
 from prunec.backends import forward
 from prunec.backends.forward import Forward
 from prunec.backends.interpreter import execute
-from prunec.breakdown import source_rows
-from prunec.calibrating import Calibrated, Sample
-from prunec.cli import main
+from prunec.cli.app import main
 from prunec.frontends.calibration import Share
-from prunec.hashes import hash_data
-from prunec.journal import load_calibration, save_calibration
-from prunec.loading import Loaded, load
-from prunec.options import PruneOptions
+from prunec.measuring.breakdown import source_rows
+from prunec.options.prune import PruneOptions
 from prunec.progress import Silent
-from prunec.state import State, state_key
+from prunec.resume.hashes import hash_data
+from prunec.resume.journal import load_calibration, save_calibration
+from prunec.resume.state import State, state_key
+from prunec.runs.calibrating import Calibrated, Sample
+from prunec.runs.loading import Loaded, load
 
 
 def loaded(path: Path) -> Loaded:

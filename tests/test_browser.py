@@ -10,7 +10,7 @@ import browser
 import pytest
 from test_page import HOSTILE, report
 
-from prunec.page import render_page
+from prunec.reports.page import render_page
 
 pytestmark = pytest.mark.skipif(browser.chromium() is None, reason="no Chromium here")
 

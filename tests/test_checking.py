@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from prunec.checking import relative_difference
+from prunec.output.checking import relative_difference
 
 INF, NAN = math.inf, math.nan
 

@@ -19,16 +19,15 @@ from typing import Any
 
 import pytest
 
-from prunec.card import render_card
-from prunec.cli import main
-from prunec.console import Console
-from prunec.escape import markdown, printable
-from prunec.hashes import hash_source
+from prunec.cli.app import main
+from prunec.cli.console import Console
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
-from prunec.options import PruneOptions
+from prunec.options.prune import PruneOptions
+from prunec.options.recipe import read_recipe, write_recipe
+from prunec.options.target import parse_targets
 from prunec.progress import Progress
-from prunec.recipe import read_recipe, write_recipe
-from prunec.reports import (
+from prunec.reports.card import render_card
+from prunec.reports.data import (
     Check,
     GroupRow,
     InspectReport,
@@ -38,7 +37,8 @@ from prunec.reports import (
     TargetRow,
     WrittenFormat,
 )
-from prunec.target import parse_targets
+from prunec.reports.escape import markdown, printable
+from prunec.resume.hashes import hash_source
 
 Seen = list[PruneOptions]
 Result = Callable[[PruneOptions], PruneReport]
@@ -91,9 +91,9 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Callable[[Result], Seen]:
             seen.append(options)
             return result(options)
 
-        fake = types.ModuleType("prunec.pipeline")
+        fake = types.ModuleType("prunec.verbs.pipeline")
         vars(fake)["prune"] = prune
-        monkeypatch.setitem(sys.modules, "prunec.pipeline", fake)
+        monkeypatch.setitem(sys.modules, "prunec.verbs.pipeline", fake)
         return seen
 
     return install
@@ -120,7 +120,7 @@ def prune(model: Path, *arguments: object) -> int:
 def test_help_imports_nothing_heavy() -> None:
     code = """
         import sys
-        from prunec.cli import main
+        from prunec.cli.app import main
         for verb in [], ["inspect"], ["prune"], ["eval"], ["bench"]:
             assert main([*verb, "--help"]) == 0
         heavy = {"torch", "transformers", "onnx", "onnxruntime", "rich", "yaml", "numpy"}
@@ -392,13 +392,13 @@ FAKE = """
     import os, signal, sys, time, types, pathlib
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell's `&`
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and this one below nohup
-    from prunec.output import staged
-    fake = types.ModuleType("prunec.pipeline")
+    from prunec.output.staging import staged
+    fake = types.ModuleType("prunec.verbs.pipeline")
     def work(options, progress=None):
         ACT
     fake.prune = fake.inspect = work
-    sys.modules["prunec.pipeline"] = fake
-    from prunec.cli import main
+    sys.modules["prunec.verbs.pipeline"] = fake
+    from prunec.cli.app import main
     sys.exit(main())
 """
 
@@ -503,9 +503,9 @@ def test_inspect_shows_groups_by_role_and_why_the_rest_is_pinned(
     )
     sizes = Sizes(134_515_008, 1, 4)
     report = InspectReport("m", "torch", sizes, (*groups, pinned), pins, {"aten.odd": 2})
-    fake = types.ModuleType("prunec.pipeline")
+    fake = types.ModuleType("prunec.verbs.pipeline")
     vars(fake)["inspect"] = lambda options, progress: report
-    monkeypatch.setitem(sys.modules, "prunec.pipeline", fake)
+    monkeypatch.setitem(sys.modules, "prunec.verbs.pipeline", fake)
     assert run("inspect", "m") == Exit.DONE
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "parameters 134.5M" in lines

@@ -15,15 +15,15 @@ from test_timing import PLAIN, Pretended, counted
 from transformers import PreTrainedModel
 
 from prunec.backends.torch_module import to_fx
-from prunec.cli import main
+from prunec.cli.app import main
 from prunec.frontends.torch_hf import trace_hf
 from prunec.frontends.torch_step import grown, past_shapes, trace_step
 from prunec.ir.dialects.aten import ATEN
 from prunec.ir.graph import Graph
+from prunec.output.tensor_view import TensorView
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
 from prunec.passes.regions import find_regions
-from prunec.tensor_view import TensorView
 from prunec.timing.program import Program
 from prunec.timing.stopwatch import Stopwatch
 

@@ -15,7 +15,7 @@ import torch
 import transformers
 import zoo
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 DEEP: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 4},

@@ -10,7 +10,7 @@ import click
 import pytest
 from worded import maker
 
-from prunec.cli import cli, main
+from prunec.cli.app import cli, main
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -16,7 +16,7 @@ import worded
 import zoo
 from transformers import AutoModelForCausalLM
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 IDS = np.random.default_rng(0).integers(3, 60, (2, 17))
 

@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import prunec
-from prunec.artifacts import find_artifacts, for_runtime
-from prunec.cli import main
-from prunec.evaluate import perplexity
-from prunec.feeds import Array, InputSpec, example_feeds, token_feeds
+from prunec.cli.app import main
 from prunec.ir.diagnostics import Exit, PrunecError
-from prunec.own_code import is_own_code
+from prunec.measuring.artifacts import find_artifacts, for_runtime
+from prunec.measuring.evaluate import perplexity
+from prunec.measuring.feeds import Array, InputSpec, example_feeds, token_feeds
+from prunec.output.own_code import is_own_code
 
 VOCABULARY = ["[UNK]", *(f"w{i}" for i in range(30))]
 SIZE = 40

@@ -15,11 +15,8 @@ from handmade import Builder, Built
 from torch.nn.functional import cosine_similarity, kl_div
 
 from prunec.backends.torch_stream import TorchStream
-from prunec.calibrating import Calibrated
-from prunec.divergence import MaskedDivergence
-from prunec.evidence import allocate, gather, spread
+from prunec.engines.divergence import MaskedDivergence
 from prunec.ir.dialects.aten import ATEN
-from prunec.loading import Loaded, load
 from prunec.passes.allocators import ALLOCATORS, Budget, Counts
 from prunec.passes.compress import score_all, sites
 from prunec.passes.couple import couple
@@ -27,7 +24,10 @@ from prunec.passes.coupling import Consumer, Coupling, Group
 from prunec.passes.criteria import Magnitude, Obs, Wanda
 from prunec.passes.profile import Moments, Sample, Seen
 from prunec.passes.residual import junction
+from prunec.planning.evidence import allocate, gather, spread
 from prunec.progress import Silent
+from prunec.runs.calibrating import Calibrated
+from prunec.runs.loading import Loaded, load
 
 INFLUENCE = frozenset({"influence"})
 ROLES = ("neuron", "query_head", "kv_head")

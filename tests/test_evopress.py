@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import zoo
 
-from prunec.depth_search import Distance
-from prunec.loading import Loaded, load
 from prunec.passes.depth import overlapping
 from prunec.passes.evopress import EvoPress, Names
 from prunec.passes.regions import Region
+from prunec.planning.depth_search import Distance
 from prunec.progress import Silent
-from prunec.state import State
+from prunec.resume.state import State
+from prunec.runs.loading import Loaded, load
 
 GONE = 5
 

@@ -18,8 +18,8 @@ import zoo
 from prunec.backends.interpreter import execute
 from prunec.backends.masked import execute_masked
 from prunec.backends.torch_routing import watch_routes
-from prunec.cli import main
-from prunec.divergence import MaskedDivergence
+from prunec.cli.app import main
+from prunec.engines.divergence import MaskedDivergence
 from prunec.ir.axes import Selection
 from prunec.ir.dialects.aten import ATEN
 from prunec.passes.couple import couple

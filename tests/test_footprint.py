@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import zoo
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 BATCH, LENGTH = 2, 24

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prunec import hashes
-from prunec.hashes import hash_source, hashing, source_hash
+from prunec.resume import hashes
+from prunec.resume.hashes import hash_source, hashing, source_hash
 
 
 def test_what_was_begun_is_what_is_given(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from torch import nn
 from worded import WORDS, build
 
 import prunec
-from prunec.card import render_card
-from prunec.cli import main
+from prunec.cli.app import main
+from prunec.reports.card import render_card
 
 EVIL = "<img src=x onerror=alert(1)>"
 BARE = re.compile(r"(?<!\\)[<>\[\]`]")

@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prunec.backends.hf_section import Section
-from prunec.layout import settle_layout
-from prunec.loading import Loaded, load
+from prunec.planning.layout import settle_layout
 from prunec.progress import Silent
+from prunec.runs.loading import Loaded, load
 
 
 @pytest.fixture(scope="module")

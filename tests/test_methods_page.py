@@ -7,7 +7,7 @@ import re
 import methods_page
 import pytest
 
-from prunec.options import PruneOptions
+from prunec.options.prune import PruneOptions
 from prunec.passes.allocators import ALLOCATORS
 from prunec.passes.criteria import CRITERIA
 from prunec.passes.methods import ALLOCATORS as ALLOCATOR_NAMES

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 KV, SHARED, INSIDE, WIDTH, VOCABULARY, LAYERS = 4, 2, 6, 20, 37, 2
 

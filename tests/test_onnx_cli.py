@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from prunec.backends import ort_stream
 from prunec.backends.array_file import write_arrays
-from prunec.cli import main
-from prunec.run import Run
+from prunec.cli.app import main
+from prunec.runs.run import Run
 
 WIDTH, HIDDEN, BLOCKS = 12, 40, 3
 
@@ -190,7 +190,7 @@ def test_no_torch_is_needed(model: Path, data: Path, tmp_path: Path) -> None:
         "import sys\n"
         "sys.modules['torch'] = sys.modules['transformers'] = None\n"
         "sys.modules['safetensors'] = sys.modules['onnxscript'] = None\n"
-        "from prunec.cli import main\n"
+        "from prunec.cli.app import main\n"
         f"sys.exit(main(['prune', {str(model)!r}, '-o', {str(tmp_path / 'out')!r},"
         f" '--target', 'params=60%', '--calibration', {str(data)!r}, '--verify']))\n"
     )

@@ -12,7 +12,7 @@ import pytest
 from onnx_files import run
 
 from prunec.backends.onnx_double import sum_in_double
-from prunec.cli import main
+from prunec.cli.app import main
 
 CANCELS = np.array([[1e8, 1.0, -1e8, 0.5]], np.float32)
 """In float32 the first sum swallows what the whole comes to, in whatever order it is taken."""
@@ -68,7 +68,7 @@ def test_a_law_judged_in_float64_still_sees_errors(
     """Where float32 is over the bound; one entry of one weight, off by a thousandth, is enough."""
     from test_onnx_cache import decoder
 
-    from prunec import onnx_file
+    from prunec.output.staging import onnx_file
 
     save = onnx_file.save
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import worded
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 WINDOW = 24
 

@@ -113,7 +113,7 @@ def test_no_torch_is_needed(model: Path, data: Path, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from prunec.cli import main\n"
+        "from prunec.cli.app import main\n"
         f"sys.exit(main(['prune', {str(model)!r}, '-o', {str(tmp_path / 'out')!r}, '--target',"
         f" 'params=45%', '--groups', 'layer,neuron', '--calibration', {str(data)!r}]))\n"
     )

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from worded import tokenizer
 
-from prunec.cli import main
+from prunec.cli.app import main
 from prunec.frontends.onnx import read_onnx
 from prunec.ir.diagnostics import PrunecError
 

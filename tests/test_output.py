@@ -19,14 +19,14 @@ import pytest
 
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import Exit, PrunecError
-from prunec.journal import StateJournal
-from prunec.options import PruneOptions
-from prunec.output import check_output, staged
+from prunec.options.prune import PruneOptions
+from prunec.options.target import parse_targets
+from prunec.output.staging import check_output, staged
 from prunec.passes.compress import Finished
 from prunec.passes.score import Lost
-from prunec.planfile import check_plan, read_plan, write_plan
-from prunec.state import State, kept_state, state_key
-from prunec.target import parse_targets
+from prunec.planning.planfile import check_plan, read_plan, write_plan
+from prunec.resume.journal import StateJournal
+from prunec.resume.state import State, kept_state, state_key
 
 
 def listing(folder: Path) -> list[str]:
@@ -141,7 +141,7 @@ def test_two_runs_with_one_out(tmp_path: Path) -> None:
 
 HOLD = """
     import pathlib, sys, time
-    from prunec.output import staged
+    from prunec.output.staging import staged
     with staged(pathlib.Path(sys.argv[1])) as stage:
         (stage / "half").write_text("half")
         print("in", flush=True)

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from rich.console import Console as Rich
 from rich.progress import Progress
 
-from prunec import pace
-from prunec.console import Console
+from prunec.cli.app import pace
+from prunec.cli.console import Console
 
 
 def test_what_is_left_of_a_step() -> None:

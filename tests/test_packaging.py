@@ -127,7 +127,7 @@ def test_the_folders_import_nothing_of_prunec_itself() -> None:
     assert upward == []
 
 
-@pytest.mark.parametrize("module", ["prunec", "prunec.ir", "prunec.passes", "prunec.cli"])
+@pytest.mark.parametrize("module", ["prunec", "prunec.ir", "prunec.passes", "prunec.cli.app"])
 def test_importing_it_loads_no_framework(module: str) -> None:
     """`pip install prunec` comes without torch, and `prunec --help` must not wait for it."""
     code = (

@@ -13,10 +13,10 @@ import pytest
 import zoo
 from worded import maker
 
-from prunec.cli import main
+from prunec.cli.app import main
 from prunec.ir.diagnostics import Diagnostic
-from prunec.page import render_page
-from prunec.reports import (
+from prunec.measuring.samples import first_numbers, next_tokens
+from prunec.reports.data import (
     Check,
     CurveRow,
     FrontRow,
@@ -30,7 +30,7 @@ from prunec.reports import (
     TargetRow,
     WrittenFormat,
 )
-from prunec.samples import first_numbers, next_tokens
+from prunec.reports.page import render_page
 
 TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "b", "span", "div",

@@ -22,8 +22,8 @@ from prunec.ir.graph import Ref
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling
 from prunec.passes.rewrite import kept_indices, rewrite
-from prunec.planfile import read_plan, write_plan
-from prunec.plans import plan_document, selections_of
+from prunec.planning.planfile import read_plan, write_plan
+from prunec.planning.plans import plan_document, selections_of
 
 KV, SHARED, DIM = 3, 4, 2
 PATH = Path("plan.json")

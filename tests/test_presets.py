@@ -12,17 +12,17 @@ import pytest
 import worded
 import zoo
 
-from prunec import calibrating
-from prunec import run as runs
-from prunec.breakdown import source_rows
 from prunec.ir.diagnostics import Exit
-from prunec.loading import SlicedWeights, load
-from prunec.options import PruneOptions
+from prunec.measuring.breakdown import source_rows
+from prunec.options.prune import PruneOptions
+from prunec.options.target import parse_target
 from prunec.passes.methods import PRESETS
-from prunec.pipeline import Pruned, prune, run_passes
 from prunec.progress import Silent
-from prunec.summary import prune_report
-from prunec.target import parse_target
+from prunec.reports.summary import prune_report
+from prunec.runs import calibrating
+from prunec.runs import run as runs
+from prunec.runs.loading import SlicedWeights, load
+from prunec.verbs.pipeline import Pruned, prune, run_passes
 
 MODELS = ("llama", "bert")
 SAMPLES, LENGTH = 6, 32

@@ -19,7 +19,7 @@ import pytest
 import zoo
 from safetensors.numpy import load_file
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 LAYOUTS = ("uniform", "per-layer")
 TARGETS = {"llama": "50%", "gpt2": "50%", "bert": "60%", "gemma3": "50%"}

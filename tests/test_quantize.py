@@ -16,7 +16,7 @@ import worded
 import zoo
 from onnx import numpy_helper
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 HIDDEN, LENGTH, SAMPLES = 64, 32, 6
 SIZES = {

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from counting import LENGTH, counter, refused, run
 
-from prunec import sensitivity
+from prunec.engines.workers import workers
 from prunec.ir.diagnostics import PrunecError
-from prunec.workers import workers
+from prunec.verbs import sensitivity
 
 CALIBRATED = ("--calibration-samples", "8", "--calibration-length", str(LENGTH))
 
@@ -171,7 +171,7 @@ def test_what_a_piece_raises_comes_back(cluster: Any) -> None:
 
 def test_ray_is_not_installed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "prunec.ray_workers", raising=False)
+    monkeypatch.delitem(sys.modules, "prunec.engines.ray_workers", raising=False)
     code, document = run("sensitivity", home / "dense", "--engine", "ray")
     (said,) = document["error"]["diagnostics"]
     assert (code, said["code"]) == (1, "P994")

@@ -23,7 +23,7 @@ from prunec.recovery.rows import Inputs, Rows, as_batch, batches
 from prunec.recovery.student import Student, blocks, linear_layers, student
 from prunec.recovery.teacher import Live, run_model, store
 from prunec.recovery.training import Course, Lesson, fit, held_out_loss
-from prunec.state import State
+from prunec.resume.state import State
 
 WINDOWS, BATCH, STEPS, EVERY = 20, 2, 15, 4
 LESSON = Lesson(STEPS, BATCH, lr=1e-2, save_every=EVERY)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from counting import LENGTH, counter, refused, run
 
-from prunec.plain_yaml import load_yaml
+from prunec.options.plain_yaml import load_yaml
 from prunec.recovery import run as recovering
 from prunec.road.planning import plan_road
 from prunec.road.reading import read_road

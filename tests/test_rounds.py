@@ -14,11 +14,11 @@ from counting import LENGTH, counter, refused, run
 from safetensors.numpy import load_file
 from worded import text, tokenizer
 
-from prunec import rounds
 from prunec.frontends.text import windows
+from prunec.options.rounds import parse_recovery, shares
 from prunec.recovery.models import open_model
-from prunec.round_options import parse_recovery, shares
-from prunec.rounds import compose_plans
+from prunec.verbs import rounds
+from prunec.verbs.rounds import compose_plans
 
 RECOVER = f"steps=20,length={LENGTH},batch=4,rank=4,lr=1e-2"
 

@@ -16,12 +16,12 @@ import test_experts
 import torch
 import zoo
 
-from prunec import sensitivity as subject
-from prunec.cli import main
-from prunec.damage import Damage
+from prunec.cli.app import main
+from prunec.engines.damage import Damage
 from prunec.ir.diagnostics import PrunecError
 from prunec.progress import Silent
-from prunec.sensitivity import SensitivityOptions, SensitivityReport, sensitivity
+from prunec.verbs import sensitivity as subject
+from prunec.verbs.sensitivity import SensitivityOptions, SensitivityReport, sensitivity
 
 LAYERS, HEADS, INSIDE = 3, 6, 8
 SAMPLES, LENGTH = 3, 16

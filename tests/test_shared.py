@@ -17,10 +17,10 @@ import pytest
 from counting import LENGTH, counter, refused
 from safetensors.numpy import load_file
 
-from prunec import calibrating
-from prunec.cli import main
+from prunec.cli.app import main
+from prunec.engines.shared import agree_on, own_part
 from prunec.ir.diagnostics import PrunecError
-from prunec.shared import agree_on, own_part
+from prunec.runs import calibrating
 
 WORLD = 2
 

@@ -11,12 +11,12 @@ import transformers
 from sparse_papers import sparsegpt, wanda
 
 from prunec.backends.torch_stream import TorchStream
-from prunec.loading import load
 from prunec.passes.sparse import NofM, Pattern, Share, layers
 from prunec.passes.sparse import sparsify as run_pass
 from prunec.passes.sparse.pruners import SparseGPT, Wanda
 from prunec.passes.sparse.ratios import uniform
 from prunec.progress import Silent
+from prunec.runs.loading import load
 
 BLOCK = "model.layers.0."
 CASES: dict[str, tuple[str, Pattern]] = {

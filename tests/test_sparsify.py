@@ -20,11 +20,11 @@ import zoo
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from prunec import run as runs
-from prunec.cli import main
-from prunec.loading import load
-from prunec.masks import read_masks
+from prunec.cli.app import main
+from prunec.output.masks import read_masks
 from prunec.progress import Silent
+from prunec.runs import run as runs
+from prunec.runs.loading import load
 
 LENGTH, SAMPLES = 32, 6
 MODELS = ("llama", "gpt2", "bert")

@@ -13,7 +13,7 @@ import pytest
 import zoo
 from safetensors.numpy import load_file
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 DATA = ("--calibration-samples", "4", "--calibration-length", "12")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prunec.ir.diagnostics import Exit, PrunecError
-from prunec.target import METRICS, TIMED, parse_target, parse_targets
+from prunec.options.target import METRICS, TIMED, parse_target, parse_targets
 
 
 @pytest.mark.parametrize(

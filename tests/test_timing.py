@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zoo
 
-from prunec.cli import main
+from prunec.cli.app import main
 from prunec.ir.graph import Graph
 from prunec.timing.laps import Laps
 from prunec.timing.program import Program
@@ -257,7 +257,7 @@ def test_a_machine_that_is_never_faster(
 def test_a_runtime_that_is_not_installed(
     llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from prunec import options
+    from prunec.options.prune import prune as options
 
     monkeypatch.setattr(options, "find_spec", lambda name: None)
     code, _, told = prune(

@@ -14,11 +14,11 @@ from test_onnx_cli import residual_mlp, told
 from test_timing import Pretended, counted, pretend
 
 from prunec.backends.ort_program import OrtProgram
-from prunec.loading import Loaded, load
-from prunec.options import PruneOptions
+from prunec.options.prune import PruneOptions
+from prunec.options.target import parse_targets
 from prunec.passes.rewrite import Rewritten
 from prunec.progress import Silent
-from prunec.target import parse_targets
+from prunec.runs.loading import Loaded, load
 from prunec.timing.clock import Clock, start_clock
 from prunec.timing.file import FilePrograms
 

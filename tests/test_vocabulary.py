@@ -15,7 +15,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from worded import maker
 
-from prunec.cli import main
+from prunec.cli.app import main
 from prunec.frontends.tokenizer_trim import needed, trimmed
 
 WANTED = [3, 5, 8, 13, 21, 34, 55]

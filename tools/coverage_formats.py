@@ -17,8 +17,8 @@ import torch
 from prunec.backends import onnx, torchscript
 from prunec.backends.interpreter import SEED, execute
 from prunec.backends.tensors import as_tensor
-from prunec.checking import relative_difference
 from prunec.ir.graph import Graph
+from prunec.output.checking import relative_difference
 
 __all__ = ["FORMATS", "formats_of"]
 

@@ -25,7 +25,6 @@ from transformers.utils import logging
 
 from prunec.backends.interpreter import SEED, execute
 from prunec.backends.masked import execute_masked
-from prunec.checking import relative_difference
 from prunec.frontends.tensors import to_numpy
 from prunec.frontends.torch import Traced
 from prunec.frontends.torch_hf import trace_hf
@@ -35,11 +34,12 @@ from prunec.ir.diagnostics import PrunecError
 from prunec.ir.dialects.aten import ATEN
 from prunec.ir.graph import Graph
 from prunec.ir.infer import infer
-from prunec.loading import SlicedWeights
+from prunec.output.checking import relative_difference
 from prunec.passes.couple import couple
 from prunec.passes.coupling import Coupling, Group, Pinned
 from prunec.passes.dce import dce
 from prunec.passes.rewrite import Rewritten, rewrite
+from prunec.runs.loading import SlicedWeights
 
 __all__ = [
     "ROLES",

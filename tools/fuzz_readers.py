@@ -129,7 +129,7 @@ SHAPES = {"a.weight": (6, 8), "b.weight": (8, 4), "b.bias": (8,)}
 
 
 def _make_plan(folder: Path) -> None:
-    from prunec.planfile import write_plan
+    from prunec.planning.planfile import write_plan
 
     plan = {
         "parameters": {
@@ -144,15 +144,15 @@ def _make_plan(folder: Path) -> None:
 
 
 def _read_plan(folder: Path) -> None:
-    from prunec.planfile import read_plan
+    from prunec.planning.planfile import read_plan
 
     read_plan(folder / "plan.json", SHAPES)
 
 
 def _make_recipe(folder: Path) -> None:
-    from prunec.options import PruneOptions
-    from prunec.recipe import write_recipe
-    from prunec.target import parse_targets
+    from prunec.options.prune import PruneOptions
+    from prunec.options.recipe import write_recipe
+    from prunec.options.target import parse_targets
 
     (folder / "text.txt").write_text("some words\n" * 50, encoding="utf-8")
     options = PruneOptions(
@@ -185,7 +185,7 @@ def _damaged_recipe(data: bytes, rng: random.Random) -> bytes:
 
 
 def _read_recipe(folder: Path) -> None:
-    from prunec.request import prune_options
+    from prunec.options.request import prune_options
 
     prune_options({"recipe": folder / "recipe.yaml", "out": folder / "new"})
 

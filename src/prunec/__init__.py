@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunec.api import Model, PrunedModel, load
     from prunec.ir.diagnostics import Diagnostic, PrunecError
-    from prunec.reports import InspectReport, PruneReport
+    from prunec.reports.data import InspectReport, PruneReport
 
 __version__ = "0.1.0"
 
@@ -29,9 +29,9 @@ __all__ = [
 
 HOMES = {
     "Diagnostic": "prunec.ir.diagnostics",
-    "InspectReport": "prunec.reports",
+    "InspectReport": "prunec.reports.data",
     "Model": "prunec.api",
-    "PruneReport": "prunec.reports",
+    "PruneReport": "prunec.reports.data",
     "PrunecError": "prunec.ir.diagnostics",
     "PrunedModel": "prunec.api",
     "load": "prunec.api",

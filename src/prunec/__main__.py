@@ -1,5 +1,5 @@
 """`python -m prunec`: the command line where its script is not on the path."""
 
-from prunec.cli import main
+from prunec.cli.app import main
 
 raise SystemExit(main())

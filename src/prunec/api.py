@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunec.ir.diagnostics import Exit, fail
-from prunec.options import GIVEN, InspectOptions, PruneOptions
+from prunec.options.prune import GIVEN, InspectOptions, PruneOptions
+from prunec.options.target import parse_targets
 from prunec.progress import Progress, Silent
-from prunec.reports import Check, InspectReport, PruneReport
-from prunec.target import parse_targets
+from prunec.reports.data import Check, InspectReport, PruneReport
 
 if TYPE_CHECKING:
     import torch
 
-    from prunec.live import Example, Live
-    from prunec.loading import Loaded
-    from prunec.pipeline import Pruned
+    from prunec.runs.live import Example, Live
+    from prunec.runs.loading import Loaded
+    from prunec.verbs.pipeline import Pruned
 
     Batches = Sequence[Example]
 
@@ -57,7 +57,7 @@ def load(
     told = _console() if progress else Silent()
     if isinstance(model, str | Path):
         return Model(str(model), trust_remote_code, told)
-    from prunec.live import load_module
+    from prunec.runs.live import load_module
 
     live = load_module(model, example, dynamic, told)
     return Model(type(model).__name__, trust_remote_code, told, live)
@@ -75,8 +75,8 @@ class Model:
     def inspect(self) -> InspectReport:
         """What can be removed together, at what cost, and why the rest cannot: `.groups`,
         `.sizes` and `.pinned`. A folder or file is not asked for weights."""
-        from prunec.pipeline import inspect
-        from prunec.summary import inspect_report
+        from prunec.reports.summary import inspect_report
+        from prunec.verbs.pipeline import inspect
 
         options = InspectOptions(self.name, self._trust)
         if self._live is not None:
@@ -102,8 +102,8 @@ class Model:
 
         Raises PrunecError for wrong options and for targets that cannot be met.
         """
-        from prunec.pipeline import run_passes
-        from prunec.workers import workers
+        from prunec.engines.workers import workers
+        from prunec.verbs.pipeline import run_passes
 
         batches = None if isinstance(calibration, str | Path | None) else calibration
         named = GIVEN if batches is not None else str(calibration or "auto")
@@ -118,7 +118,7 @@ class Model:
     def _loaded(self) -> Loaded:
         if self._live is not None:
             return self._live.loaded
-        from prunec.loading import load as read
+        from prunec.runs.loading import load as read
 
         return read(
             self.name,
@@ -149,8 +149,8 @@ class Model:
         return settled
 
     def _calibrated(self, batches: Batches, options: PruneOptions) -> Any:
-        from prunec.calibrating import given_batches
-        from prunec.live import as_fed, named_inputs
+        from prunec.runs.calibrating import given_batches
+        from prunec.runs.live import as_fed, named_inputs
 
         reader = self._live.module if self._live is not None else self._loaded.model
         fed = [as_fed(named_inputs(reader, batch)) for batch in batches]
@@ -169,8 +169,8 @@ class PrunedModel:
     def report(self) -> PruneReport:
         """Costs dense and pruned, what was kept of each group, and the loss on calibration data
         that was held out (on the first of them where none was)."""
-        from prunec.pipeline import measured
-        from prunec.summary import prune_report
+        from prunec.reports.summary import prune_report
+        from prunec.verbs.pipeline import measured
 
         return prune_report(self._pruned, (), (), measured(self._pruned, self._progress))
 
@@ -197,7 +197,7 @@ class PrunedModel:
     def check(self) -> Check:
         """Law 1: the smaller program against the dense one with the removed indices zeroed, on
         the example inputs of a module, else on seeded ones. `.passed` tells; allowed is 1e-5."""
-        from prunec.checking import examples, law_1
+        from prunec.output.checking import examples, law_1
 
         return law_1(self._pruned, examples(self._pruned))
 
@@ -210,10 +210,10 @@ class PrunedModel:
         appears when it is whole. With `verify` law 1 and all formats are checked; the exit code
         of the report tells. Raises PrunecError when `out` exists or cannot be written.
         """
-        from prunec.hashes import source_hash
-        from prunec.output import staged
-        from prunec.pipeline import write
-        from prunec.request import sources
+        from prunec.options.request import sources
+        from prunec.output.staging import staged
+        from prunec.resume.hashes import source_hash
+        from prunec.verbs.pipeline import write
 
         options = replace(self._pruned.options, out=Path(out), overwrite=overwrite, verify=verify)
         loaded = self._pruned.loaded
@@ -273,6 +273,6 @@ def _check_live(live: Live, settled: PruneOptions) -> None:
 
 
 def _console() -> Progress:
-    from prunec.console import Console
+    from prunec.cli.console import Console
 
     return Console(as_json=True)

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from prunec.backends.torch_shrink import shrunk, traced_module
-from prunec.emission import entries
-from prunec.emission_hf import write_hf
 from prunec.frontends import hf
 from prunec.frontends.tensors import to_torch
-from prunec.live import Live, on_meta
-from prunec.own_code import find_source
-from prunec.planning import parameter_axes
+from prunec.output.emission import entries
+from prunec.output.emission_hf import write_hf
+from prunec.output.own_code import find_source
+from prunec.planning.widths import parameter_axes
+from prunec.runs.live import Live, on_meta
 
 if TYPE_CHECKING:
-    from prunec.pipeline import Pruned
+    from prunec.verbs.pipeline import Pruned
 
 __all__ = ["checkpoint_module", "live_module"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from prunec.command import FILE
-from prunec.guard import guarded
+from prunec.cli.command import FILE
+from prunec.cli.guard import guarded
 from prunec.ir.diagnostics import fail
 
 

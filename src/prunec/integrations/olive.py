@@ -20,14 +20,14 @@ from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 from olive.passes.pytorch.common import inherit_hf_from_hf
 
-from prunec.cli import prune as command
+from prunec.cli.app import prune as command
 from prunec.ir.diagnostics import Exit, PrunecError, fail
-from prunec.options import PruneOptions
-from prunec.output import Formats
-from prunec.pipeline import prune
-from prunec.recipe_options import PATHS, VERBS, as_field, mistaken_options
-from prunec.request import prune_options
+from prunec.options.prune import PruneOptions
+from prunec.options.recipe_fields import PATHS, VERBS, as_field, mistaken_options
+from prunec.options.request import prune_options
+from prunec.output.staging import Formats
 from prunec.road.reading import TYPED, renamed
+from prunec.verbs.pipeline import prune
 
 __all__ = ["PrunecPrune", "package_config"]
 

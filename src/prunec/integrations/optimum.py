@@ -17,7 +17,7 @@ from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from prunec.cli import cli, main
+from prunec.cli.app import cli, main
 
 __all__ = ["PrunecCommand", "register"]
 

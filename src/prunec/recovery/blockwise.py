@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunec.ir.diagnostics import Exit, fail
-from prunec.output import Formats
+from prunec.output.staging import Formats
 from prunec.progress import Progress
 from prunec.recovery.frame import STATE, WANTED, Frame
 from prunec.recovery.lessons import Texts, read_texts
@@ -43,7 +43,7 @@ from prunec.recovery.student import Update, check_rank, student
 from prunec.recovery.teacher import Batch
 from prunec.recovery.training import Lesson, fit, held_out_loss
 from prunec.recovery.writing import write_trained
-from prunec.state import State
+from prunec.resume.state import State
 
 __all__ = ["Blockwise"]
 

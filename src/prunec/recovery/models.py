@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from prunec.artifacts import find_artifacts
 from prunec.frontends.hf import build_meta, load_config, load_model
 from prunec.frontends.source import Source
 from prunec.frontends.text import load_tokenizer
 from prunec.ir.diagnostics import Exit, PrunecError, fail
-from prunec.own_code import find_source
+from prunec.measuring.artifacts import find_artifacts
+from prunec.output.own_code import find_source
 
 __all__ = [
     "Opened",

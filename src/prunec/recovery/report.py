@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from prunec.reports import plain
+from prunec.reports.data import plain
 
 __all__ = ["BlockRow", "Gain", "RecoverReport"]
 

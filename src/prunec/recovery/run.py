@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from prunec.frontends.source import resolve
-from prunec.hashes import hash_source
-from prunec.output import Formats, staged
+from prunec.options.recipe import write_recipe
+from prunec.output.staging import Formats, staged
 from prunec.progress import Progress
 from prunec.ranks import is_first, meet, world_size
-from prunec.recipe import write_recipe
 from prunec.recovery.blockwise import Blockwise
 from prunec.recovery.lessons import Texts, read_texts
 from prunec.recovery.models import (
@@ -37,7 +36,8 @@ from prunec.recovery.student import Student, student
 from prunec.recovery.teacher import Live, Teacher, run_model, store
 from prunec.recovery.training import Course, Lesson, fit, held_out_loss
 from prunec.recovery.writing import write_trained
-from prunec.state import State, forget_state, kept_state, key_of, state_of_first
+from prunec.resume.hashes import hash_source
+from prunec.resume.state import State, forget_state, kept_state, key_of, state_of_first
 
 __all__ = ["recover"]
 

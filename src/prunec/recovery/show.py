@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from prunec.console import Console
+from prunec.cli.console import Console
+from prunec.cli.show import amount
 from prunec.recovery.report import Gain, RecoverReport
-from prunec.show import amount
 
 __all__ = ["show_recover"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunec.recovery.losses import Top, top_of
 from prunec.recovery.rows import ROW, Inputs, as_batch
-from prunec.state import State
+from prunec.resume.state import State
 
 __all__ = ["Batch", "Live", "Outputs", "Stored", "Teacher", "run_model", "store"]
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from prunec import __version__
 from prunec.frontends.source import resolve
-from prunec.hashes import hash_source
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError, fail
-from prunec.output import Formats
-from prunec.quantize_options import QuantizeOptions
-from prunec.recipe import spelled
-from prunec.recipe_options import as_field
+from prunec.options.quantize import QuantizeOptions
+from prunec.options.recipe import spelled
+from prunec.options.recipe_fields import as_field
+from prunec.output.staging import Formats
+from prunec.resume.hashes import hash_source
+from prunec.resume.state import key_of
 from prunec.road.reading import Road, Stage
 from prunec.road.verbs import STAGES, Options
-from prunec.state import key_of
 
 __all__ = ["Planned", "hash_model", "plan_road"]
 

@@ -21,8 +21,8 @@ from reprlib import repr as brief
 from typing import Any
 
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
-from prunec.recipe import common_mistakes, hashes_in, load_recipe
-from prunec.recipe_options import VERBS, mistaken_options
+from prunec.options.recipe import common_mistakes, hashes_in, load_recipe
+from prunec.options.recipe_fields import VERBS, mistaken_options
 
 __all__ = ["TYPED", "Road", "Stage", "read_road", "renamed"]
 

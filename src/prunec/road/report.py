@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunec.ir.diagnostics import Exit
-from prunec.reports import plain
+from prunec.reports.data import plain
 
 __all__ = ["RoadReport", "StageRow"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from prunec.console import Console
-from prunec.evaluate import EvalReport, EvalRow
+from prunec.cli.console import Console
+from prunec.cli.show import amount
+from prunec.cli.show_measured import show_eval
+from prunec.measuring.evaluate import EvalReport, EvalRow
 from prunec.road.report import RoadReport, StageRow
-from prunec.show import amount
-from prunec.show_measured import show_eval
 
 __all__ = ["show_road"]
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from prunec.ir.diagnostics import Diagnostic, Exit, fail
-from prunec.output import Formats, check_output
+from prunec.options.recipe import MODEL, check_files, spelled, write_whole
+from prunec.options.recipe import Recipe as Written
+from prunec.options.recipe_fields import absolute
+from prunec.output.staging import Formats, check_output
 from prunec.progress import Progress
-from prunec.recipe import MODEL, check_files, spelled, write_whole
-from prunec.recipe import Recipe as Written
-from prunec.recipe_options import absolute
-from prunec.reports import plain
+from prunec.reports.data import plain
 from prunec.road.planning import PLACES, Planned, hash_model, plan_road
 from prunec.road.reading import Road, read_road
 from prunec.road.report import RoadReport, StageRow

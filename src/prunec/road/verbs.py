@@ -8,20 +8,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from prunec.evaluate import EvalOptions, check_options
 from prunec.frontends.places import check_place
 from prunec.ir.diagnostics import Exit
-from prunec.output import Formats, staged
-from prunec.progress import Progress
-from prunec.recipe_options import Told
-from prunec.recovery.options import RecoverOptions
-from prunec.request import (
+from prunec.measuring.evaluate import EvalOptions, check_options
+from prunec.options.recipe_fields import Told
+from prunec.options.request import (
     emit_options,
     factorize_options,
     prune_options,
     quantize_options,
     sparsify_options,
 )
+from prunec.output.staging import Formats, staged
+from prunec.progress import Progress
+from prunec.recovery.options import RecoverOptions
 
 __all__ = ["STAGES", "Options", "Verb"]
 
@@ -64,31 +64,31 @@ class Verb:
 
 
 def _prune(options: Any, out: Path, progress: Progress) -> Report:
-    from prunec.pipeline import prune
+    from prunec.verbs.pipeline import prune
 
     return prune(options, progress)
 
 
 def _sparsify(options: Any, out: Path, progress: Progress) -> Report:
-    from prunec.sparsifying import sparsify
+    from prunec.verbs.sparsifying import sparsify
 
     return sparsify(options, progress)
 
 
 def _factorize(options: Any, out: Path, progress: Progress) -> Report:
-    from prunec.factorizing import factorize_model
+    from prunec.verbs.factorizing import factorize_model
 
     return factorize_model(options, progress)
 
 
 def _emit(options: Any, out: Path, progress: Progress) -> Report:
-    from prunec.emitting import emit_model
+    from prunec.verbs.emitting import emit_model
 
     return emit_model(options, progress)
 
 
 def _quantize(options: Any, out: Path, progress: Progress) -> Report:
-    from prunec.quantizing import quantize
+    from prunec.verbs.quantizing import quantize
 
     return quantize(options, progress)
 
@@ -100,7 +100,7 @@ def _recover(options: Any, out: Path, progress: Progress) -> Report:
 
 
 def _evaluate(options: Any, out: Path, progress: Progress) -> Report:
-    from prunec.evaluate import evaluate
+    from prunec.measuring.evaluate import evaluate
 
     with staged(out, overwrite=True) as stage:
         report = evaluate(options, progress)

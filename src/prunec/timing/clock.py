@@ -21,6 +21,7 @@ import numpy as np
 
 from prunec.ir.axes import Selection
 from prunec.ir.diagnostics import Diagnostic
+from prunec.options.workload import PREFILL
 from prunec.passes.cost import Cost
 from prunec.passes.coupling import Coupling
 from prunec.passes.cutouts import cut_out, fingerprint, groups_of, leaves
@@ -32,11 +33,10 @@ from prunec.timing.laps import doubt
 from prunec.timing.program import Programs, TracedPrograms
 from prunec.timing.stopwatch import Opened, Stopwatch
 from prunec.timing.table import TimeTable, table_for
-from prunec.workload import PREFILL
 
 if TYPE_CHECKING:
-    from prunec.loading import Loaded
-    from prunec.options import PruneOptions
+    from prunec.options.prune import PruneOptions
+    from prunec.runs.loading import Loaded
 
 __all__ = ["Clock", "Kind", "Race", "shortened", "start_clock"]
 

@@ -12,17 +12,17 @@ import onnx_ir as ir
 from prunec.backends.onnx_build import NUMPY_DTYPES
 from prunec.backends.onnx_edit import Original, edit
 from prunec.backends.ort_program import OrtProgram
-from prunec.feeds import TOKENS, Feeds, InputSpec, example_feeds
+from prunec.engines.onnx_part import part_of
 from prunec.frontends.onnx import OnnxProgram
 from prunec.ir.diagnostics import Diagnostic, Exit, fail
 from prunec.ir.graph import Graph, Value
-from prunec.loading import Loaded
-from prunec.onnx_part import part_of
+from prunec.measuring.feeds import TOKENS, Feeds, InputSpec, example_feeds
+from prunec.options.workload import DECODE
 from prunec.passes.profile import Weights
 from prunec.passes.rewrite import Rewritten
+from prunec.runs.loading import Loaded
 from prunec.timing.program import Program
 from prunec.timing.stopwatch import Stopwatch
-from prunec.workload import DECODE
 
 __all__ = ["FilePrograms"]
 

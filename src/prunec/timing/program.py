@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from prunec.feeds import Array
 from prunec.ir.graph import Graph
+from prunec.measuring.feeds import Array
 from prunec.passes.dce import dce
 from prunec.passes.profile import Weights
 from prunec.passes.rewrite import Rewritten
 
 if TYPE_CHECKING:
-    from prunec.loading import Loaded
+    from prunec.runs.loading import Loaded
 
 __all__ = ["Program", "Programs", "TracedPrograms"]
 
@@ -50,8 +50,8 @@ class TracedPrograms:
 
     def part(self, graph: Graph, smaller: Rewritten, weights: Weights) -> Program:
         from prunec.backends.onnx import emit
-        from prunec.loading import SlicedWeights
-        from prunec.tensor_view import TensorView
+        from prunec.output.tensor_view import TensorView
+        from prunec.runs.loading import SlicedWeights
 
         left, sliced = dce(smaller.graph), SlicedWeights(weights, smaller.kept)
         return Program(left, sliced, lambda path: emit(left, TensorView(sliced, left), path))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prunec.ir.diagnostics import Diagnostic, Exit, PrunecError
+from prunec.options.target import Target
 from prunec.progress import Progress
-from prunec.target import Target
 from prunec.timing.clock import Clock, Race
 
 if TYPE_CHECKING:
-    from prunec.deciding import Decided
+    from prunec.planning.deciding import Decided
 
 __all__ = ["settle_in_time"]
 

@@ -11,18 +11,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunec.ir.diagnostics import Exit, PrunecError, fail
-from prunec.loading import Loaded, ProgramWeights, SlicedWeights
 from prunec.passes.cost import Cost
 from prunec.passes.couple import couple
 from prunec.passes.dce import dce
 from prunec.passes.overlaid import Overlaid
 from prunec.passes.rewrite import rewrite
-from prunec.planning import takes_part
+from prunec.planning.widths import takes_part
 from prunec.progress import Progress
+from prunec.runs.loading import Loaded, ProgramWeights, SlicedWeights
 
 if TYPE_CHECKING:
-    from prunec.options import PruneOptions
-    from prunec.run import Outcome
+    from prunec.options.prune import PruneOptions
+    from prunec.runs.run import Outcome
     from prunec.timing.clock import Clock
 
 __all__ = ["decoding_step", "smaller_step", "stepping"]

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from prunec.backends.onnx_build import NUMPY_DTYPES
-from prunec.feeds import Feeds, InputSpec, example_feeds
 from prunec.ir.graph import Graph, Value
 from prunec.ir.sizes import dim_size
-from prunec.runners import open_onnx, open_openvino
+from prunec.measuring.feeds import Feeds, InputSpec, example_feeds
+from prunec.measuring.runners import open_onnx, open_openvino
+from prunec.options.workload import PREFILL
 from prunec.timing.laps import Laps
 from prunec.timing.program import Program
-from prunec.workload import PREFILL
 
 __all__ = ["Opened", "Stopwatch"]
 
@@ -112,7 +112,7 @@ def _in_torch(program: Program, feeds: Feeds) -> Opened:
     import torch
 
     from prunec.backends.torch_module import to_fx
-    from prunec.tensor_view import TensorView
+    from prunec.output.tensor_view import TensorView
 
     module: Any = to_fx(program.graph, TensorView(program.weights, program.graph))
     inputs = [torch.from_numpy(feeds[value.name[1:]]) for value in program.graph.inputs]

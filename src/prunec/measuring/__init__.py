@@ -1,0 +1,1 @@
+"""What models do and how fast: quality on texts and sources, latency in runtimes."""

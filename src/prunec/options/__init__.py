@@ -1,0 +1,1 @@
+"""What a run is told: options, targets and recipes, and the mistakes in them."""

@@ -1,0 +1,1 @@
+"""What is written: folders that appear whole, formats, masks, and checks of them."""

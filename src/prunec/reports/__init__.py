@@ -1,0 +1,1 @@
+"""What a run found and did: data, pages, model cards and pictures."""

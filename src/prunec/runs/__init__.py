@@ -1,0 +1,1 @@
+"""One run: its model, its calibration data, and what verbs that change weights share."""

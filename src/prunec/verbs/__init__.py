@@ -1,0 +1,1 @@
+"""The verbs: each composes frontends, passes and backends into one run."""
