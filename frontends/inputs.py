@@ -5,7 +5,8 @@
 - arrays: as they are, with what a model of text needs beside its tokens.
 - `self`, by what the model reads and writes:
   a decoder writes its own text (`selfwritten`);
-  an encoder or encoder-decoder reads English prose that Python carries (`prose`);
+  an encoder or encoder-decoder reads English prose that Python carries (`prose`), with random
+  tokens strewn in;
   a model without tokenizer reads random tokens, a vision model noise (`noise`), both weak.
 """
 
@@ -23,7 +24,7 @@ from prunec.frontends.arrays import Array, bad_arrays, read_arrays
 from prunec.frontends.given import ARRAYS, MASK, TOKENS, Inputs, Progress
 from prunec.frontends.hf import load_model
 from prunec.frontends.mixture import Part
-from prunec.frontends.noise import noise_images, noise_tokens
+from prunec.frontends.noise import noise_images, noise_tokens, strewn
 from prunec.frontends.passages import needed_characters
 from prunec.frontends.places import kind_of, read_document
 from prunec.frontends.prose import prose
@@ -142,7 +143,10 @@ class Reader:
             tokenizer = load_tokenizer(self.source)
             length = self._fit_length(notes, tokenizer)
             ids = spread_windows(prose(), tokenizer, n, length, self.seed, "built-in prose")
-            return self._of_text(ids, "built-in prose (Python's documentation)", notes)
+            ids = strewn(ids, tokenizer.all_special_ids, self._vocabulary(), self.seed)
+            return self._of_text(
+                ids, "built-in prose (Python's documentation), random tokens strewn in", notes
+            )
         length = self._fit_length(notes)
         notes.append("random tokens calibrate weakly: give a tokenizer and a text")
         ids = noise_tokens(n, length, self._vocabulary(), self.seed)

@@ -10,7 +10,7 @@ import torch
 from worded import WORDS, Make, build, maker, refused, tokenizer
 
 from prunec.frontends.calibration import calibration
-from prunec.frontends.noise import noise_images
+from prunec.frontends.noise import noise_images, strewn
 from prunec.frontends.prose import prose
 from prunec.frontends.selfwritten import write_text
 
@@ -107,6 +107,17 @@ def test_encoder_reads_prose(make: Make) -> None:
     found = calibration(source, model, "self", 4, 16, seed=0)
     assert found.inputs["input_ids"].shape == (4, 16)
     assert "prose" in found.origin
+
+
+def test_tokens_are_strewn_into_prose() -> None:
+    """Three of ten, seeded, and none of the special ones; the others stay where they are."""
+    ids = np.tile(np.array([1, *range(10, 59)]), (200, 1))
+    found = strewn(ids, [0, 1, 2], 1000, seed=0)
+    assert (found[:, 0] == 1).all()
+    assert not np.isin(found[:, 1:], [0, 1, 2]).any()
+    assert (found[:, 1:] != ids[:, 1:]).mean() == pytest.approx(0.3, abs=0.02)
+    assert found.max() > 900
+    assert (found == strewn(ids, [0, 1, 2], 1000, seed=0)).all()
 
 
 def test_encoder_without_tokenizer(make: Make) -> None:
