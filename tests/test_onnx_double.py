@@ -68,7 +68,7 @@ def test_a_law_judged_in_float64_still_sees_errors(
     """Where float32 is over the bound; one entry of one weight, off by a thousandth, is enough."""
     from test_onnx_cache import decoder
 
-    from prunec.output.staging import onnx_file
+    from prunec.output import onnx_file
 
     save = onnx_file.save
 

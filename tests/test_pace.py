@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console as Rich
 from rich.progress import Progress
 
-from prunec.cli.app import pace
+from prunec.cli import pace
 from prunec.cli.console import Console
 
 

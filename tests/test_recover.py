@@ -81,7 +81,7 @@ def test_the_dtype_stays(home: Path, tmp_path: Path) -> None:
 def test_the_teacher_writes_the_text(home: Path, tmp_path: Path) -> None:
     code, report = run(
         "recover", home / "per-layer", "-o", tmp_path / "out", "--teacher", home / "dense",
-        "--data", f"self:0.5,{home / 'count.txt'}:0.5", "--samples", 40, "--loss", "kl,ce=0.1",
+        "--data", f"self:0.2,{home / 'count.txt'}:0.8", "--samples", 40, "--loss", "kl,ce=0.1",
         "--store-logits", *SHORT,
     )  # fmt: skip
     assert code == 0

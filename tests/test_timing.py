@@ -257,7 +257,7 @@ def test_a_machine_that_is_never_faster(
 def test_a_runtime_that_is_not_installed(
     llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from prunec.options.prune import prune as options
+    from prunec.options import prune as options
 
     monkeypatch.setattr(options, "find_spec", lambda name: None)
     code, _, told = prune(
