@@ -45,6 +45,10 @@ class Region:
     parts: tuple[str, ...] = ()
     caches: tuple[tuple[str, str], ...] = ()
 
+    def is_a(self, role: str) -> bool:
+        """Whether it has a role. A layer of one branch, or with one left, is a sublayer as well."""
+        return role == self.role or (role == "sublayer" and self.role == "layer" and not self.parts)
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:

@@ -199,8 +199,8 @@ def test_width_and_depth_share_a_budget(saved: Saved, tmp_path: Path, layout: st
 
 def test_a_model_without_residual_additions(tmp_path: Path) -> None:
     """No region, one diagnostic."""
-    zoo.build("resnet").save_pretrained(tmp_path / "resnet")
-    # depths 2 and 1: one layer keeps its type; sublayers there are none
+    # each stage's only layer changes the number of channels
+    zoo.build("resnet", depths=[1, 1]).save_pretrained(tmp_path / "resnet")
     with contextlib.redirect_stderr(io.StringIO()) as told:
         code = main(
             ["prune", str(tmp_path / "resnet"), "-o", str(tmp_path / "out"), "--target",

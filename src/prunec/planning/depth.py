@@ -43,8 +43,9 @@ def candidates(loaded: Loaded, options: PruneOptions) -> tuple[Region, ...]:
 
     Raises PrunecError (exit 2) when there are none, or a checkpoint cannot be without them.
     """
-    found = tuple(r for r in loaded.regions.values() if r.role in options.depth_roles)
-    missing = [role for role in options.depth_roles if role not in {r.role for r in found}]
+    roles = options.depth_roles
+    found = tuple(r for r in loaded.regions.values() if any(map(r.is_a, roles)))
+    missing = [role for role in roles if not any(r.is_a(role) for r in found)]
     if missing:
         held = held_back(loaded, options)
         raise PrunecError(held, Exit.USAGE) if held else _none(loaded, missing)
@@ -62,7 +63,7 @@ def held_back(loaded: Loaded, options: PruneOptions) -> tuple[Diagnostic, ...]:
     from prunec.ir.dialects.onnx import ONNX
 
     found = find_regions(couple(loaded.file.graph, ONNX, caches=True))
-    held = [r for r in found if r.role in options.depth_roles and r.caches]
+    held = [r for r in found if r.caches and any(map(r.is_a, options.depth_roles))]
     if not held:
         return ()
     first = held[0]

@@ -249,8 +249,8 @@ def _chosen(loaded: Loaded, options: SensitivityOptions) -> tuple[list[Group], l
     producers = loaded.graph.producers
     groups = [g for g in loaded.coupling.groups if g.role in roles and removable(loaded, g)]
     groups.sort(key=lambda g: producers[g.consumers[0].op] if g.consumers else first_use(loaded, g))
-    regions = [r for r in loaded.regions.values() if r.role in roles]
-    found = {g.role for g in groups} | {r.role for r in regions}
+    regions = [r for r in loaded.regions.values() if any(map(r.is_a, roles))]
+    found = {g.role for g in groups} | {role for role in roles for r in regions if r.is_a(role)}
     missing = [role for role in options.groups if role not in found]
     if not missing and found:
         return groups, regions
