@@ -31,7 +31,7 @@ __all__ = [
 _KIND = tuple[str, tuple[int, ...]]
 _PER_LAYER = "use --layout per-layer"
 _MAX_COMBINATIONS = 64
-_MAX_TRIED_COUNTS = 256
+_ALL_TRIED, _MAX_TRIED_COUNTS = 32, 256
 _MAX_STEP = 128
 
 
@@ -111,14 +111,15 @@ def holdable(
 def allowed_counts(family: Family, axes: ParameterAxes, group: Sequence[str]) -> Sequence[int]:
     """Which smaller counts of a family of atoms a stock checkpoint can hold, ascending.
 
-    Other atoms stay whole. Above 256 indices not every count is tried: all are taken to be
-    allowed when two neighbours are, else those a regular step below the full count.
+    Other atoms stay whole. Above 32 indices all are taken to be allowed when two neighbours of
+    the full count are. Above 256 not every count is tried otherwise: those are taken that lie a
+    regular step below the full count.
     """
     full = _atom_sizes(axes)[group[0]]
+    if full > _ALL_TRIED and all(_holds(family, axes, group, full - k) for k in (1, 2)):
+        return range(1, full)
     if full <= _MAX_TRIED_COUNTS:
         return [k for k in range(1, full) if _holds(family, axes, group, k)]
-    if _holds(family, axes, group, full - 1) and _holds(family, axes, group, full - 2):
-        return range(1, full)
     steps = (s for s in range(2, _MAX_STEP + 1) if _holds(family, axes, group, full - s))
     step = next(steps, 0)
     return range(full % step or step, full, step) if step else []
