@@ -69,8 +69,13 @@ def read_document(path: Path, most: int | None = LEAST, seed: int = 0) -> Docume
 def _kind_of_folder(path: Path) -> Kind:
     if is_saved(path):
         return "dataset"
-    suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
-    arrays, tables = suffixes & {*ARRAYS}, suffixes & {*TABLES, *RECORDS, ".csv", ".txt"}
+    arrays, tables = False, False
+    for _, _, names in os.walk(path):  # folders that may not be read are as empty
+        suffixes = {os.path.splitext(name)[1].lower() for name in names}
+        arrays |= not suffixes.isdisjoint(ARRAYS)
+        tables |= not suffixes.isdisjoint((*TABLES, *RECORDS, ".csv", ".txt"))
+        if arrays and tables:
+            break
     if arrays and not tables:
         return "arrays"
     if tables and not arrays:
