@@ -67,10 +67,7 @@ def inspect(model: str, trust_remote_code: bool, as_json: bool) -> None:
         from prunec.verbs.pipeline import inspect as run
 
         report = run(InspectOptions(model, trust_remote_code), console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_inspect(report, console)
+    console.tell(report, show_inspect)
 
 
 LEARN = "What to learn"
@@ -242,10 +239,7 @@ def prune(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         from prunec.verbs.pipeline import prune as run  # heavy: after all that can go wrong at once
 
         report = run(options, console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_prune(report, console)
+    console.tell(report, show_prune)
     ctx.exit(int(report.exit_code))
 
 
@@ -281,10 +275,7 @@ def evaluate(as_json: bool, **given: Any) -> None:
         from prunec.measuring.evaluate import evaluate as run
 
         report = run(EvalOptions(**given), console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_eval(report, console)
+    console.tell(report, show_eval)
 
 
 @cli.command(
@@ -368,10 +359,7 @@ def recover(as_json: bool, **given: Any) -> None:
         from prunec.recovery.show import show_recover
 
         report = run(options, console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_recover(report, console)
+    console.tell(report, show_recover)
 
 
 cli.add_command(sparsify)

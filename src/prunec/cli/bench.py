@@ -55,7 +55,4 @@ def bench(as_json: bool, **given: Any) -> None:
         from prunec.measuring.bench import bench as run
 
         report = run(BenchOptions(**given), console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_bench(report, console)
+    console.tell(report, show_bench)

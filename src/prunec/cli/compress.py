@@ -81,10 +81,7 @@ def sparsify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         from prunec.verbs.sparsifying import sparsify as run
 
         report = run(options, console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_sparsify(report, console)
+    console.tell(report, show_sparsify)
     ctx.exit(int(report.exit_code))
 
 
@@ -155,10 +152,7 @@ def factorize(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         from prunec.verbs.factorizing import factorize_model as run
 
         report = run(options, console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_factorize(report, console)
+    console.tell(report, show_factorize)
     ctx.exit(int(report.exit_code))
 
 
@@ -214,7 +208,4 @@ def quantize(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         from prunec.verbs.quantizing import quantize as run
 
         report = run(options, console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_quantize(report, console)
+    console.tell(report, show_quantize)

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 from prunec.ir.diagnostics import Diagnostic
 from prunec.ranks import is_first
@@ -37,6 +37,13 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Read by the libraries when they are imported, which is why `hush` comes first."""
+
+
+class _Report(Protocol):
+    def to_json(self) -> Any: ...
+
+
+R = TypeVar("R", bound=_Report)
 
 
 def hush() -> None:
@@ -73,6 +80,13 @@ class Console:
         if self.silent:
             return
         print(json.dumps(value, indent=2, allow_nan=False), file=self.stdout)
+
+    def tell(self, report: R, show: Callable[[R, Console], None]) -> None:
+        """A report as the one document, or else as `show` lays it out for people."""
+        if self.as_json:
+            self.document(report.to_json())
+        else:
+            show(report, self)
 
     def line(self, text: str = "") -> None:
         if not self.silent:

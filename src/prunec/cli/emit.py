@@ -54,8 +54,5 @@ def emit(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         from prunec.verbs.emitting import emit_model
 
         report = emit_model(options, console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_emit(report, console)
+    console.tell(report, show_emit)
     ctx.exit(int(report.exit_code))

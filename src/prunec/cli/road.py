@@ -62,8 +62,5 @@ def run(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         from prunec.road.travel import RoadOptions, travel
 
         report = travel(RoadOptions(**given), console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_road(report, console)
+    console.tell(report, show_road)
     ctx.exit(int(report.exit_code))

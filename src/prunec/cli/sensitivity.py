@@ -57,7 +57,4 @@ def sensitivity(as_json: bool, **given: Any) -> None:
         from prunec.verbs.sensitivity import sensitivity as run
 
         report = run(SensitivityOptions(**given), console)
-    if as_json:
-        console.document(report.to_json())
-    else:
-        show_sensitivity(report, console)
+    console.tell(report, show_sensitivity)
