@@ -64,7 +64,9 @@ def _reader(name: str, first: int, count: int, seed: int) -> Document:
         part = _worker(name, range(at, min(at + AT_ONCE, end)), seed)
         totals.update(cases=part["cases"], read=part["read"])
         refused.update(part["refused"])
-        failures += [(number, what) for number, what in part["failures"]]
+        for number, what in part["failures"]:
+            say(f"{name}: case {number}: {what}")
+            failures.append((number, what))
         at = part["next"]
         seconds = time.monotonic() - start
         say(f"{name}: {totals['cases']:,} cases, {len(failures)} failures, {seconds:.0f} s")

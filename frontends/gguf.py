@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prunec.frontends.gguf_header import check_header
 from prunec.ir.diagnostics import PrunecError, fail
 
 __all__ = ["cache_folder", "converted"]
@@ -75,6 +76,7 @@ def _check_blocks(path: Path) -> None:
     from gguf import GGUFReader
 
     try:
+        check_header(path)
         reader = GGUFReader(path)
         kind = reader.fields["general.architecture"].contents()
         said = int(reader.fields[f"{kind}.block_count"].contents())
@@ -131,7 +133,7 @@ def _unreadable(path: Path, error: Exception) -> PrunecError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return fail(
         "P116",
-        f"transformers cannot read this GGUF file: {lines[0] if lines else type(error).__name__}",
+        f"this GGUF file cannot be read: {lines[0] if lines else type(error).__name__}",
         where=str(path),
         help="fetch the file again, or give the original checkpoint as safetensors",
     )
