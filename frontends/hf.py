@@ -42,8 +42,9 @@ BY_TASK = (
     "AutoModel",
 )
 SHOWN = 5
-MOST_MODULES = 100_000
-"""More than the largest known model has, of 61 layers with 256 experts each."""
+MOST_MODULES = 50_000
+"""Several times what large models have, whose experts are one parameter of a layer; that many take
+some seconds."""
 
 quiet()
 
