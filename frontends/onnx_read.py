@@ -166,8 +166,8 @@ def _tensor(tensor: onnx.TensorProto, path: Path) -> Iterator[Diagnostic]:
     where = named(tensor, path)
     try:
         dtype = ir.DataType(tensor.data_type)
-        bits = 0 if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) else dtype.bitwidth
-    except (ValueError, TypeError):
+        bits = 0 if dtype is ir.DataType.STRING else dtype.bitwidth
+    except (ValueError, TypeError):  # UNDEFINED has no width
         fact = f"its type {tensor.data_type} is unknown"
         yield Diagnostic("P242", fact, where, help="update the packages onnx and onnx-ir")
         return
@@ -207,7 +207,7 @@ def _external(
         offset = int(told.get("offset", 0))
         length = int(told["length"]) if "length" in told else wanted
         location = told["location"]
-        once = len(told) == len(tensor.external_data)
+        once = len(told) == len(tensor.external_data) and isinstance(location, str)
     except (KeyError, ValueError):
         once = False
     if not once:

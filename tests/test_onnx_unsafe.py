@@ -224,6 +224,10 @@ def wrong_length(model: onnx.ModelProto, folder: Path) -> None:
     tensor.raw_data = tensor.raw_data[:-4]
 
 
+def untyped(model: onnx.ModelProto, folder: Path) -> None:
+    model.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
+
+
 def undefined(model: onnx.ModelProto, folder: Path) -> None:
     model.graph.node[1].input[0] = "nowhere"
 
@@ -253,6 +257,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "sparse initializers": (sparse, "P242"),
     "sparse constants": (sparse_constant, "P242"),
     "too few bytes": (wrong_length, "P242"),
+    "a weight of no type": (untyped, "P242"),
     "an undefined value": (undefined, "P242"),
     "an unknown operator set": (unknown_opset, "P243"),
     "an unknown operator set of ONNX Runtime": (unknown_contrib, "P243"),
@@ -328,6 +333,16 @@ def test_refused_with_one_diagnostic(
     assert messages.count("error[") == 1
     assert f"error[{BAD[name][1]}]" in messages
     assert not [path for path in opened if path.endswith(("secret.bin", "elsewhere.bin"))]
+
+
+def test_a_place_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """protobuf gives text that is not UTF-8 as bytes."""
+    model = good()
+    outside(model, tmp_path, "data.bin")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"data.bin", b"data.b\xff\xfe"))
+    assert main(["inspect", str(path)]) == 1
+    assert "P241" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", RUNS)
