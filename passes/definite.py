@@ -74,7 +74,7 @@ def subtract(matrix: Matrix, left: Matrix, right: Matrix) -> None:
 
 
 def _subtract_upper(matrix: Matrix, left: Matrix, right: Matrix) -> None:
-    """matrix -= left' right on and above the diagonal, and somewhat below it."""
+    """matrix -= left' right on and above the diagonal, and in the whole of each panel on it."""
     step = _step(len(matrix))
     for start in range(0, len(matrix), step):
         rows = slice(start, start + step)
@@ -111,4 +111,5 @@ def _panels(size: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _step(width: int) -> int:
-    return max(PANEL, WORK // (8 * max(1, width)))
+    """Rows at a time: whole panels."""
+    return max(1, WORK // (8 * PANEL * max(1, width))) * PANEL

@@ -9,14 +9,16 @@ from prunec.passes import definite
 from prunec.passes.definite import invert, solve, subtract, upper_factor
 
 SIZES = (1, 95, 96, 250)
+PARTS = (1, 8 * 250 * 140)
+"""Bytes of a product: at least one panel at a time, or 140 rows of the widest matrix."""
 EXACT = 1e-10
 """Relative: the matrices' condition numbers are below 10^3, and numbers have 16 digits."""
 
 
-@pytest.fixture(autouse=True)
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=PARTS)
+def few_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are computed in several parts even where the matrix is small."""
-    monkeypatch.setattr(definite, "WORK", 1)
+    monkeypatch.setattr(definite, "WORK", request.param)
 
 
 def positive(size: int) -> np.ndarray:
