@@ -9,8 +9,9 @@ from prunec.passes import definite
 from prunec.passes.definite import invert, solve, subtract, upper_factor
 
 SIZES = (1, 95, 96, 250)
-PARTS = (1, 8 * 250 * 140)
-"""Bytes of a product: at least one panel at a time, or 140 rows of the widest matrix."""
+PARTS = (1, 8 * 154 * 110)
+"""Bytes of a product: one panel at a time; and 110 rows of what is behind the first panel of the
+largest matrix, which end within a panel."""
 EXACT = 1e-10
 """Relative: the matrices' condition numbers are below 10^3, and numbers have 16 digits."""
 
