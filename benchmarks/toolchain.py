@@ -38,6 +38,9 @@ TOOLS: dict[str, tuple[str, ...]] = {
 """What is installed beside `prunec[torch]`; scikit-build-core is what the source distribution that
 carries llama.cpp's converter is asked for its name with."""
 
+DECODERS = ("gguf", "lm_eval")
+"""Tools that have no use for an encoder; the others are shown with MiniLM."""
+
 CONSTRAINTS = ROOT / "constraints.txt"
 
 
@@ -45,14 +48,15 @@ def run(arguments: Sequence[str] | None = None) -> Document:
     options = parser(__doc__)
     add = options.add_argument
     add("names", nargs="*", metavar="NAME", help=f"some of {', '.join(TOOLS)}")
-    add("--models", nargs="+", default=["minilm"], metavar="M", help="[minilm]")
+    add("--models", nargs="+", metavar="M", help="[minilm; smollm2 for gguf and lm_eval]")
     asked = options.parse_args(arguments)
     if unknown := set(asked.names) - set(TOOLS):
         options.error(f"no integration {', '.join(sorted(unknown))}")
     rows = []
     for name in asked.names or TOOLS:
         python = environment(name)
-        rows += [_row(name, python, model(one)) for one in asked.models]
+        chosen = asked.models or ["smollm2" if name in DECODERS else "minilm"]
+        rows += [_row(name, python, model(one)) for one in chosen]
     return {"rows": rows, "failed": sum("error" in row for row in rows)}
 
 
