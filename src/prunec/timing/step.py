@@ -85,7 +85,7 @@ def _same_groups(loaded: Loaded, step: Loaded, options: PruneOptions) -> None:
 
 def _same_regions(loaded: Loaded, step: Loaded, options: PruneOptions) -> None:
     for region in loaded.regions.values():
-        if region.role in options.depth_roles and region.name not in step.regions:
+        if any(map(region.is_a, options.depth_roles)) and region.name not in step.regions:
             raise _unlike(f"{region.name} is no region of it")
 
 
